@@ -1,0 +1,223 @@
+"""One run: what is trained, validated and named, and the record it leaves in ``results/runs/<run id>/``."""
+
+import ast
+import io
+import itertools
+import json
+import numbers
+import os
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from replication.data import check_name
+from replication.models import NetName, nearest
+from replication.recipes import RECIPES, own_recipe
+
+PRECISIONS = ("float32", "bfloat16")
+COLUMNS = ("iteration", "lr", "train_error", "train_loss", "test_error", "test_loss", "seconds")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What determines a result. Equal runs have equal ``id``; fields at their default stay out of it.
+
+    net: a name of the paper's, such as "plain-20" or "resnet-32-C"; without a letter, the paper's choice of shortcut.
+    dataset: "digits", "cifar10", "cifar100" or the name of a folder of images.
+    recipe: "cifar", "imagenet", "digits" or "note"; left out, the data set's own.
+    seed: of the initial weights, the order of images and their augmentation.
+    schedule: the fraction of the recipe's iterations, above 0 up to 1.
+    precision: "float32", or "bfloat16" for automatic mixed precision.
+    holdout: training images held out for validation (the paper sets its CIFAR schedule with 5,000).
+
+    Raises TypeError or ValueError naming the value, the choices and, where there is one, the nearest match.
+    """
+
+    net: str
+    dataset: str = "digits"
+    recipe: str | None = None
+    seed: int = 0
+    schedule: float = 1.0
+    precision: str = "float32"
+    holdout: int = 0
+
+    def __post_init__(self):
+        check_name(self.dataset)
+        if self.dataset == "imagenet":
+            raise ValueError("dataset 'imagenet': its nets and recipe are here, its images cannot be trained on yet")
+        name = NetName.parse(self.net)
+        own = own_recipe(self.dataset)
+        values = {
+            "net": str(name),
+            "recipe": own if self.recipe is None else choice("recipe", self.recipe, RECIPES),
+            "seed": whole("seed", self.seed),
+            "schedule": self._fraction(),
+            "precision": choice("precision", self.precision, PRECISIONS),
+            "holdout": whole("holdout", self.holdout),
+        }
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+
+    def _fraction(self):
+        value = self.schedule
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"schedule {value!r}: give a number above 0 and up to 1")
+        if not 0 < value <= 1:  # false for NaN too
+            raise ValueError(f"schedule {value!r}: choose a fraction of the recipe's iterations, above 0 and up to 1")
+        return float(value)
+
+    @property
+    def id(self):
+        """The run's name and its folder's: net, data set, whatever differs from its default, seed."""
+        changed = []
+        if self.recipe != own_recipe(self.dataset):
+            changed.append(f"recipe-{self.recipe}")
+        for field in fields(self)[4:]:
+            value = getattr(self, field.name)
+            if value != field.default:
+                changed.append(f"{field.name}-{value}")
+        return "__".join([self.net, self.dataset, *changed, f"seed-{self.seed}"])
+
+    @property
+    def name(self):
+        """What the net's name says."""
+        return NetName.parse(self.net)
+
+    @property
+    def settings(self):
+        """The recipe at this schedule, for a net of this depth."""
+        return RECIPES[self.recipe].scaled(self.schedule).for_depth(self.name.depth)
+
+    def folder(self, results="results"):
+        """Where the run's record lies."""
+        return Path(results) / "runs" / self.id
+
+    @classmethod
+    def from_dict(cls, values):
+        """The run that ``asdict`` gave these fields of."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What a finished run left; read from its folder when first asked for.
+
+    summary: final errors (percent), sizes and times as a dict. history: a DataFrame of ``COLUMNS``, one row a recording.
+    environment: versions, device, threads and commit as a dict. fingerprint: of the data set.
+    """
+
+    run: Run
+    folder: Path
+
+    @cached_property
+    def summary(self):
+        return json.loads((self.folder / "summary.json").read_text())
+
+    @cached_property
+    def environment(self):
+        return json.loads((self.folder / "environment.json").read_text())
+
+    @cached_property
+    def history(self):
+        return pd.read_csv(self.folder / "history.csv", float_precision="round_trip")
+
+    @property
+    def fingerprint(self):
+        return json.loads((self.folder / "run.json").read_text())["fingerprint"]
+
+
+def finished(run, results="results"):
+    """The run's record, or None while it has none: a run is finished once its ``summary.json`` is there.
+
+    Raises ValueError when the record in the run's folder is that of another run.
+    """
+    folder = run.folder(results)
+    if not (folder / "summary.json").exists():
+        return None
+    stored = Run.from_dict(json.loads((folder / "run.json").read_text()))
+    if stored != run:
+        raise ValueError(f"{folder} holds the record of {stored}, not of {run}: remove or rename this folder")
+    return Record(run, folder)
+
+
+def rows_text(rows):
+    """Rows of a history (dicts; None where not measured) as the text of ``history.csv``."""
+    columns = list(COLUMNS) + [name for name in (rows[0] if rows else ()) if name not in COLUMNS]
+    text = io.StringIO()
+    pd.DataFrame(rows, columns=columns).to_csv(text, index=False, lineterminator="\n")
+    return text.getvalue()
+
+
+def run_text(run, fingerprint):
+    """The text of ``run.json``."""
+    return json_text({**asdict(run), "id": run.id, "fingerprint": fingerprint})
+
+
+def json_text(values):
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+
+def write(path, content):
+    """Write text, or whatever ``content(file)`` writes to a binary file, so that ``path`` is old or new but never in between."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def choice(field, value, choices):
+    """``value`` if it is one of the choices, else a ValueError that names them and the nearest."""
+    if isinstance(value, str) and value in choices:
+        return value
+    raise ValueError(f"{field} {value!r}: choose {', '.join(choices)}{nearest(value, choices)}")
+
+
+def whole(field, value):
+    """``value`` as an int if it is a whole number from 0 to 2**32 - 1, else a TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{field} {value!r}: give a whole number, 0 or more")
+    if not 0 <= value < 2**32:
+        raise ValueError(f"{field} {value!r}: choose a whole number from 0 to {2**32 - 1}")
+    return int(value)
+
+
+def grid(nets, dataset="digits", seeds=(0,), **fields):
+    """The runs of a notebook: every net with every seed. Lists of names and of numbers are checked as ``Run`` checks one."""
+    for field, values in (("nets", nets), ("seeds", seeds)):
+        if not isinstance(values, list | tuple) or not values:
+            raise ValueError(f"{field} {values!r}: give a list with at least one entry")
+        if len(set(map(str, values))) < len(values):
+            raise ValueError(f"{field} {values!r}: an entry stands there twice, name it once")
+    return [Run(net, dataset, seed=seed, **fields) for net in nets for seed in seeds]
+
+
+def start_notebook(namespace):
+    """The first call of every notebook, with its ``globals()``: check the names of parameters, go to the repository's root.
+
+    papermill puts the parameters it is given into a cell of their own and only warns of unknown ones; a misspelt name
+    would leave the default in force. JupyterLab starts a notebook in its own folder, papermill in the caller's: relative
+    paths are the root's in both.
+    Raises ValueError for a name that the notebook's own parameter cell does not have.
+    """
+    cells = namespace.get("In", [])
+    for before, cell in itertools.pairwise(cells):
+        if cell.startswith("# Parameters\n"):
+            known = _assigned(before)
+            for name in _assigned(cell):
+                choice("parameter", name, known)
+    if Path.cwd().name == "notebooks" and (Path.cwd().parent / "replication" / "runs.py").exists():
+        os.chdir("..")
+
+
+def _assigned(cell):
+    return [target.id for line in ast.parse(cell).body if isinstance(line, ast.Assign) for target in line.targets]

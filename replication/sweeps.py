@@ -1,0 +1,128 @@
+"""Many runs: what is finished is loaded, the rest is trained side by side."""
+
+import ctypes
+import multiprocessing
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from replication import data as datasets
+from replication import trainers
+from replication.runs import Run, finished
+
+ATTEMPTS = 3  # of a pool whose worker died: from the second on, runs go on from their checkpoints
+POLL_SECONDS = 0.5
+
+
+class RunsFailedError(RuntimeError):
+    """Some runs failed; those that did not are finished and will be loaded when asked for again."""
+
+
+def run_all(runs, results="results", data="data", executor=None):
+    """Train what is missing, load what is finished: a list of records in the order of ``runs``.
+
+    Runs are trained in processes of their own, as many side by side as the cores allow; or on ``executor``, any
+    ``concurrent.futures`` executor whose workers see the same folders. Finished runs need neither data nor training.
+    A progress bar shows iterations and current training errors.
+
+    Raises TypeError or ValueError before anything is trained or written when an entry is no ``Run`` or a data set cannot
+    be loaded; RunsFailedError, naming each failed run and its error, after all others are finished.
+    """
+    runs = list(runs)
+    for run in runs:
+        if not isinstance(run, Run):
+            raise TypeError(f"{run!r} is no Run: make one with Run(net, dataset, ...)")
+    missing = [run for run in dict.fromkeys(runs) if finished(run, results) is None]
+    if missing:
+        _train(missing, Path(results), Path(data), executor)
+    return [finished(run, results) for run in runs]
+
+
+def _train(runs, results, data, executor):
+    # Loaded here first, so that bad data fails at once and the workers find it downloaded and decoded.
+    loaded = {name: datasets.load(name, data) for name in dict.fromkeys(run.dataset for run in runs)}
+    for run in runs:
+        loaded[run.dataset].hold_out(run.holdout)
+    sides = {name: dataset.test.pixels.shape[1] for name, dataset in loaded.items()}
+    del loaded
+    costs = {run: trainers.cost(run, sides[run.dataset]) * run.settings.iterations for run in runs}
+    runs = sorted(runs, key=costs.get, reverse=True)  # the longest first: none is left running alone at the end
+    with tqdm(total=sum(run.settings.iterations for run in runs), desc=_title(runs), unit="it", leave=False) as bar:
+        if executor is not None:
+            errors = _follow(_submit(executor, runs, results, data), results, bar)
+        else:
+            threads = max(trainers.threads_for(run, sides[run.dataset]) for run in runs)
+            at_once = 1 if torch.cuda.is_available() else max(1, trainers.cores() // threads)
+            errors = _train_locally(runs, results, data, min(at_once, len(runs)), bar)
+    if errors:
+        listing = "\n".join(f"  {run.id}: {type(error).__name__}: {error}" for run, error in errors.items())
+        raise RunsFailedError(
+            f"{len(errors)} of {len(runs)} runs failed, the others are finished and are not trained again:\n{listing}"
+        ) from next(iter(errors.values()))
+
+
+def _train_locally(runs, results, data, workers, bar):
+    for attempt in range(1, ATTEMPTS + 1):
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _keep_memory)
+        try:
+            errors = _follow(_submit(pool, runs, results, data), results, bar)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        # A worker that dies breaks its pool, and with it runs that are none the worse.
+        runs = [run for run, error in errors.items() if isinstance(error, BrokenExecutor)]
+        if not runs or attempt == ATTEMPTS:
+            return errors
+    raise AssertionError("unreachable")
+
+
+def _submit(executor, runs, results, data):
+    return {executor.submit(trainers.train, run, results, data): run for run in runs}
+
+
+def _follow(futures, results, bar):
+    """Wait for the runs, show how far they are, return the error of each that failed."""
+    errors, left = {}, set(futures)
+    while left:
+        done, left = wait(left, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+        for future in done:
+            if future.exception() is not None:
+                errors[futures[future]] = future.exception()
+        _show(futures.values(), results, bar)
+    return errors
+
+
+def _show(runs, results, bar):
+    """Read progress from the histories, which every worker writes as it goes."""
+    reached, current = 0, []
+    for run in runs:
+        row = _last_row(run.folder(results) / "history.csv")
+        if row is not None:
+            reached += row[0]
+            if row[0] < run.settings.iterations:
+                current.append(f"{run.net} {row[1]:.1f} %")
+    bar.set_postfix_str(", ".join(current), refresh=False)
+    bar.update(reached - bar.n)
+
+
+def _last_row(path):
+    try:
+        fields = path.read_text().rsplit("\n", 2)[-2].split(",")
+        return int(fields[0]), float(fields[2])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _title(runs):
+    return runs[0].id if len(runs) == 1 else f"{len(runs)} runs"
+
+
+def _keep_memory():
+    """Have glibc keep the freed blocks of a step for the next one, instead of returning them to the system each time."""
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return  # another C library
+    for option, value in ((-3, 1 << 30), (-1, 1 << 31 - 1), (-2, 1 << 28)):  # mmap threshold, trim threshold, top pad
+        mallopt(option, value)
