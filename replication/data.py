@@ -87,7 +87,8 @@ class Dataset:
 class Batches:
     """The training batches of a data set: shifted, mirrored, the mean subtracted.
 
-    ``batches(iteration)`` gives images ``(batch, 3, H, W)`` in float32, channels last, and labels ``(batch,)`` on ``device``.
+    ``batches(iteration)`` gives images ``(batch, 3, H, W)`` in float32, channels last, and labels ``(batch,)``, both on
+    ``device``.
     Every epoch is a new order of all images, and a batch may end one epoch and begin the next.
     """
 
@@ -137,8 +138,9 @@ def centred(pixels, mean):
 
 
 def load(name, root="data", progress=True):
-    """The data set of that name: ``digits``, ``cifar10``, ``cifar100`` or the folder ``<root>/<name>/{train,test}/<class>/``.
+    """The data set of that name: ``digits``, ``cifar10``, ``cifar100`` or a folder of images.
 
+    A folder is laid out as ``<root>/<name>/{train,test}/<class>/*``, its images square and of one size.
     CIFAR is downloaded into ``root`` on first use; a folder is decoded once and cached in ``<root>/.cache``.
     Raises ValueError naming what is wrong with the name or the files and what to do.
     """

@@ -73,6 +73,7 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels, width, stride, shortcut, stride_on):
         super().__init__()
         out_channels = self.expansion * width
+        self.residual = True
         first, second = (stride, 1) if stride_on == "1x1" else (1, stride)
         self.conv1, self.bn1 = conv(in_channels, width, 1, first), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = conv(width, width, 3, second), nn.BatchNorm2d(width)
@@ -119,7 +120,7 @@ class Net(nn.Module):
 
 
 def initialize(net):
-    """He et al. 2015 (reference [12] of the paper): normal of variance 2 / fan-in; biases zero, batch norm the identity."""
+    """He et al. 2015 (the paper's [12]): normal, of variance 2 / fan-in; biases zero, batch norm the identity."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -42,7 +42,7 @@ class Recipe:
     warmup: Warmup | None = None
 
     def scaled(self, schedule):
-        """The same recipe at ``schedule`` times its length: milestones and patience scale with it, the warm-up does not."""
+        """The same recipe at ``schedule`` times its length: milestones and patience scale, the warm-up does not."""
         return replace(
             self,
             iterations=max(1, round(self.iterations * schedule)),

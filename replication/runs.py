@@ -104,8 +104,10 @@ class Run:
 class Record:
     """What a finished run left; read from its folder when first asked for.
 
-    summary: final errors (percent), sizes and times as a dict. history: a DataFrame of ``COLUMNS``, one row a recording.
-    environment: versions, device, threads and commit as a dict. fingerprint: of the data set.
+    summary: final errors (percent), sizes and times (seconds) as a dict.
+    history: a DataFrame of ``COLUMNS``, one row a recording.
+    environment: versions, device, threads and commit as a dict.
+    fingerprint: of the data set.
     """
 
     run: Run
@@ -160,7 +162,7 @@ def json_text(values):
 
 
 def write(path, content):
-    """Write text, or whatever ``content(file)`` writes to a binary file, so that ``path`` is old or new but never in between."""
+    """Write text, or what ``content(file)`` writes to a binary file: ``path`` is old or new, but never in between."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
@@ -192,7 +194,10 @@ def whole(field, value):
 
 
 def grid(nets, dataset="digits", seeds=(0,), **fields):
-    """The runs of a notebook: every net with every seed. Lists of names and of numbers are checked as ``Run`` checks one."""
+    """The runs of a notebook: every net with every seed, the other fields the same for all.
+
+    Raises TypeError or ValueError as ``Run`` does, and for an empty list or an entry that stands there twice.
+    """
     for field, values in (("nets", nets), ("seeds", seeds)):
         if not isinstance(values, list | tuple) or not values:
             raise ValueError(f"{field} {values!r}: give a list with at least one entry")
@@ -202,11 +207,11 @@ def grid(nets, dataset="digits", seeds=(0,), **fields):
 
 
 def start_notebook(namespace):
-    """The first call of every notebook, with its ``globals()``: check the names of parameters, go to the repository's root.
+    """The first call of every notebook, with its ``globals()``: check parameters' names, go to the repository's root.
 
     papermill puts the parameters it is given into a cell of their own and only warns of unknown ones; a misspelt name
-    would leave the default in force. JupyterLab starts a notebook in its own folder, papermill in the caller's: relative
-    paths are the root's in both.
+    would leave the default in force. JupyterLab starts a notebook in its own folder, papermill in the caller's:
+    relative paths are the root's in both.
     Raises ValueError for a name that the notebook's own parameter cell does not have.
     """
     cells = namespace.get("In", [])

@@ -2,6 +2,8 @@
 
 import ctypes
 import multiprocessing
+import os
+import threading
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
 from pathlib import Path
 
@@ -27,8 +29,8 @@ def run_all(runs, results="results", data="data", executor=None):
     ``concurrent.futures`` executor whose workers see the same folders. Finished runs need neither data nor training.
     A progress bar shows iterations and current training errors.
 
-    Raises TypeError or ValueError before anything is trained or written when an entry is no ``Run`` or a data set cannot
-    be loaded; RunsFailedError, naming each failed run and its error, after all others are finished.
+    Raises TypeError or ValueError before anything is trained or written when an entry is no ``Run`` or a data set
+    cannot be loaded; RunsFailedError, naming each failed run and its error, after all others are finished.
     """
     runs = list(runs)
     for run in runs:
@@ -64,17 +66,19 @@ def _train(runs, results, data, executor):
 
 
 def _train_locally(runs, results, data, workers, bar):
-    for attempt in range(1, ATTEMPTS + 1):
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _keep_memory)
+    attempt, errors = 0, {}
+    while runs:
+        attempt += 1
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
         try:
-            errors = _follow(_submit(pool, runs, results, data), results, bar)
+            errors |= _follow(_submit(pool, runs, results, data), results, bar)
         finally:
             pool.shutdown(cancel_futures=True)
-        # A worker that dies breaks its pool, and with it runs that are none the worse.
-        runs = [run for run, error in errors.items() if isinstance(error, BrokenExecutor)]
-        if not runs or attempt == ATTEMPTS:
-            return errors
-    raise AssertionError("unreachable")
+        # A worker that dies breaks its pool, and with it runs that are none the worse: these are tried again.
+        runs = [run for run, error in errors.items() if isinstance(error, BrokenExecutor) and attempt < ATTEMPTS]
+        for run in runs:
+            del errors[run]
+    return errors
 
 
 def _submit(executor, runs, results, data):
@@ -118,8 +122,19 @@ def _title(runs):
     return runs[0].id if len(runs) == 1 else f"{len(runs)} runs"
 
 
+def _start_worker():
+    _keep_memory()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    """A killed notebook would leave its workers training, and the next one would train the same runs beside them."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def _keep_memory():
-    """Have glibc keep the freed blocks of a step for the next one, instead of returning them to the system each time."""
+    """Have glibc keep the freed blocks of a step for the next one instead of returning them to the system."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):

@@ -1,6 +1,7 @@
 """Trains one run: the loop, its checkpoints, and the record it leaves."""
 
 import contextlib
+import functools
 import os
 import platform
 import subprocess
@@ -242,6 +243,7 @@ def _processor():
     return platform.processor()
 
 
+@functools.cache  # the source may change while a long sweep goes on, the code in memory does not
 def _commit():
     """The commit of this package's source tree and whether it was changed since; None outside of a checkout."""
     package = Path(__file__).parent

@@ -1,0 +1,325 @@
+"""Tables, curves, drawings and findings, made from the paper's numbers and the runs' records alone."""
+
+import pathlib
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.path import Path
+
+from replication.paper import TABLE_6
+from replication.runs import write
+
+CONDITIONS = ["dataset", "recipe", "iterations", "precision"]  # what must be equal for errors to be compared
+KINDS = {"plain": "plain nets", "resnet": "residual nets"}
+ERRORS = {"train_error": "training error", "test_error": "test error"}
+STYLES = {
+    "training error": {"linewidth": 1.3, "linestyle": (0, (4, 2))},
+    "test error": {"linewidth": 2.6, "linestyle": "solid"},
+}
+
+
+def errors(records, nets=(), published=TABLE_6):
+    """One row for each net and condition: mean and standard deviation of its errors over n seeds, beside the paper's.
+
+    Errors are in percent; ``train_error`` is the mean over the last hundredth of the training batches, as they were
+    trained on (augmented). A deviation is empty for a single run. ``nets``: names that get a row even without a record.
+    ``comparable`` says whether a row was measured under the paper's conditions.
+    """
+    rows = []
+    if records:
+        every = pd.DataFrame([_conditions(record) | record.summary for record in records])
+        for values, group in every.groupby(["net", *CONDITIONS], sort=False):
+            row = dict(zip(["net", *CONDITIONS], values, strict=True)) | {"n": len(group)}
+            for error in ERRORS:
+                row |= {error: group[error].mean(), f"{error}_std": group[error].std()}
+            rows.append(row | {"parameters": group["parameters"].iloc[0], "seconds": group["seconds"].mean()})
+    rows += [{"net": net, "n": 0} for net in nets if net not in {row["net"] for row in rows}]
+    spreads = [name for error in ERRORS for name in (error, f"{error}_std")]
+    table = pd.DataFrame(rows, columns=["net", "parameters", *CONDITIONS, "n", *spreads, "seconds"])
+    table = table.astype({"parameters": "Int64", "iterations": "Int64"})
+    alike = [published.conditions is not None and published.conditions.items() <= row.items() for row in rows]
+    return table.assign(paper_error=table["net"].map(published.errors).astype(float), comparable=alike)
+
+
+def _conditions(record):
+    run = record.run
+    fields = {name: getattr(run, name) for name in ("net", "dataset", "recipe", "precision")}
+    return fields | {"iterations": record.summary["iterations"]}
+
+
+def described(table):
+    """The conditions of a table's runs in words: "digits, recipe digits, 1,100 iterations, float32, 1 run per net"."""
+    table = table[table["n"] > 0]
+    parts = [
+        f"{row.dataset}, recipe {row.recipe}, {row.iterations:,} iterations, {row.precision}"
+        for row in table[CONDITIONS].drop_duplicates().itertuples()
+    ]
+    low, high = table["n"].min(), table["n"].max()
+    runs = f"{low}" if low == high else f"{low} to {high}"
+    return "; ".join(parts) + f", {runs} run{'' if high == 1 else 's'} per net"
+
+
+def readable(table, published=TABLE_6):
+    """A table of ``errors`` for the eye: mean ± standard deviation, the paper's errors in a column of their own."""
+    shown = {
+        "net": table["net"],
+        "parameters": ["–" if pd.isna(count) else f"{count:,}" for count in table["parameters"]],
+        "runs": table["n"],
+    }
+    for error, words in ERRORS.items():
+        pairs = zip(table[error], table[f"{error}_std"], strict=True)
+        shown[f"ours: {words} %"] = [_with_spread(mean, deviation) for mean, deviation in pairs]
+    shown[published.title] = ["–" if pd.isna(error) else f"{error:.2f}" for error in table["paper_error"]]
+    return pd.DataFrame(shown)
+
+
+def _with_spread(mean, deviation):
+    if pd.isna(mean):
+        return "not run"
+    return f"{mean:.2f}" if pd.isna(deviation) else f"{mean:.2f} ± {deviation:.2f}"
+
+
+def caution(table):
+    """What must stand under a table: what it was measured on, and whether it may be held against the paper's."""
+    done = table[table["n"] > 0]
+    if done.empty:
+        return "Nothing was run yet."
+    if done["comparable"].all():
+        return f"Ours: {described(table)}; measured as the paper's."
+    return (
+        f"Ours: {described(table)}. These are not the paper's conditions: "
+        "compare the nets of one column with each other, not ours with the paper's."
+    )
+
+
+def save_errors(table, folder, published=TABLE_6):
+    """Write a table of ``errors``: all its numbers to ``table.csv``, ``readable`` with its caution to ``table.md``."""
+    aligned = ["left", *["right"] * 5]
+    text = readable(table, published).to_markdown(index=False, disable_numparse=True, colalign=aligned)
+    _save_table(table, f"{text}\n\n{caution(table)}\n", folder, "table")
+
+
+def save_table(table, folder, name="table"):
+    """Write any other table to ``<name>.csv`` and ``<name>.md``."""
+    aligned = ["right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in table.dtypes]
+    grouped = [",.2f" if pd.api.types.is_float_dtype(kind) else "," for kind in table.dtypes]
+    text = table.to_markdown(index=False, colalign=aligned, intfmt=",", floatfmt=grouped, missingval="–")
+    _save_table(table, text + "\n", folder, name)
+
+
+def _save_table(table, text, folder, name):
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+    write(folder / f"{name}.md", text)
+
+
+def save_figure(figure, folder, name):
+    """Write ``<name>.png`` and ``<name>.svg``; the same figure gives the same bytes."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {"dpi": 150, "bbox_inches": "tight"}
+    with plt.rc_context({"svg.hashsalt": name}):
+        write(folder / f"{name}.png", lambda file: figure.savefig(file, format="png", **options))
+        write(
+            folder / f"{name}.svg", lambda file: figure.savefig(file, format="svg", metadata={"Date": None}, **options)
+        )
+
+
+def curves(records, panels):
+    """Error curves in the manner of Figs. 1 and 6, one panel for each entry of ``panels``.
+
+    ``panels``: titles, each with the names of its nets and the errors to show (keys of ``STYLES``). The training error
+    is thin and dashed, the test error bold, over iterations; several seeds are shown as their mean with a band of one
+    standard deviation. Nets without a record are left out.
+    """
+    histories = _histories(records)
+    run = set(histories["net"])
+    with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=1.1):
+        figure, row = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 5), sharey=True, squeeze=False)
+        top = max(_top(histories, nets) for nets, _ in panels.values())
+        for axes, (title, (nets, parts)) in zip(row[0], panels.items(), strict=True):
+            axes.set(title=title, ylim=(0, top), xlim=(0, max(histories["iteration"], default=1)))
+            _panel(axes, histories, [net for net in nets if net in run], parts)
+            axes.set(xlabel="iterations", ylabel="error (%)")
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.legend(handles=[plt.Line2D([], [], color="0.2", label=part, **STYLES[part]) for part in parts])
+        figure.suptitle(described(errors(records)), fontsize="small", color="0.35")
+        figure.tight_layout(w_pad=3)
+    plt.close(figure)  # the notebook shows what the function returns, once
+    return figure
+
+
+def figure_1(records, shallow="plain-20", deep="plain-56"):
+    """Fig. 1: training error (left) and test error (right) of a shallow and a deep plain net."""
+    return curves(records, {part: ((shallow, deep), (part,)) for part in STYLES})
+
+
+def figure_6(records, **panels):
+    """Fig. 6: training and test error of several nets; ``panels``: titles, each with the names of its nets."""
+    return curves(records, {title.replace("_", " "): (nets, tuple(STYLES)) for title, nets in panels.items()})
+
+
+def _histories(records):
+    """All histories below each other, training and test error as rows of their own."""
+    parts = []
+    for record in records:
+        history = record.history.rename(columns=ERRORS)
+        long = history.melt("iteration", list(STYLES), var_name="part", value_name="error").dropna()
+        parts.append(long.assign(net=record.run.net, seed=record.run.seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _top(histories, nets):
+    """The upper end of the error axis: like the paper's, it leaves out the first part of training."""
+    shown = histories[histories["net"].isin(nets)]
+    late = shown[shown["iteration"] > 0.3 * shown["iteration"].max()]
+    return min(100, max(20, 1.15 * late.groupby(["net", "part"])["error"].median().max())) if len(late) else 20
+
+
+def _panel(axes, histories, nets, parts):
+    """Draw nets from light, the first, to dark, the last: the order of lightness is read in grey, too."""
+    colours = dict(zip(nets, sns.color_palette("viridis_r", len(nets) + 1)[1:], strict=True))
+    ends = {}
+    for net in nets:
+        for part in parts:
+            rows = histories[(histories["net"] == net) & (histories["part"] == part)]
+            sns.lineplot(rows, x="iteration", y="error", errorbar="sd", color=colours[net], ax=axes, **STYLES[part])
+            ends[net] = rows.loc[rows["iteration"] == rows["iteration"].max(), "error"].mean()
+    for net, place in _apart(ends, *axes.get_ylim()).items():
+        text = {"va": "center", "color": colours[net], "weight": "bold", "fontsize": "small"}
+        axes.annotate(net, (1.01, place), xycoords=("axes fraction", "data"), annotation_clip=False, **text)
+
+
+def _apart(ends, low, high):
+    """Where to name each curve: at its end, moved up where two names would overlap, within the axis."""
+    gap, place, places = 0.055 * (high - low), low - high, {}
+    order = sorted(ends, key=ends.get)
+    for number, net in enumerate(order):
+        highest = high - gap * (len(order) - 1 - number)
+        place = max(place + gap, min(ends[net], highest))
+        places[net] = place
+    return places
+
+
+def findings(table):
+    """What the numbers say on depth and on shortcuts: sentences that each name the nets they compare."""
+    table = table[table["n"] > 0].set_index("net")
+    depths = {
+        kind: sorted(int(net.split("-")[1]) for net in table.index if net.startswith(kind) and net.count("-") == 1)
+        for kind in KINDS
+    }
+    pairs = [
+        (words, f"{kind}-{depths[kind][0]}", f"{kind}-{depths[kind][-1]}")
+        for kind, words in KINDS.items()
+        if len(depths[kind]) > 1
+    ]
+    both = sorted(set(depths["plain"]) & set(depths["resnet"]))
+    pairs += [(f"{depth} layers", f"plain-{depth}", f"resnet-{depth}") for depth in both]
+    return [compared(table, error, first, second, words) for words, first, second in pairs for error in ERRORS]
+
+
+def compared(table, error, first, second, words):
+    """One sentence: by how many points an error of the second net is above or below that of the first."""
+    before, after = table.loc[first, error], table.loc[second, error]
+    runs = min(table.loc[first, "n"], table.loc[second, "n"])
+    return (
+        f"{words}: {second} has a {ERRORS[error]} of {after:.2f} %, {abs(after - before):.2f} points "
+        f"{'higher' if after > before else 'lower'} than {first} with {before:.2f} % "
+        f"({'one run each' if runs == 1 else f'means of {runs} runs or more'})."
+    )
+
+
+STAGE_COLOURS = sns.color_palette("pastel", 5).as_hex()
+
+
+def figure_2():
+    """Fig. 2: residual learning, a building block."""
+    figure, axes = plt.subplots(figsize=(4.6, 3.8))
+    bottom = _block(axes, ["weight layer", "weight layer"], "x")
+    axes.text(-0.2, bottom + 0.7, "F(x)", ha="right", va="center")
+    axes.text(-0.35, bottom, "F(x) + x", ha="right", va="center")
+    axes.text(1.75, bottom / 2 + 0.3, "x\nidentity", ha="left", va="center")
+    return _bare(figure)
+
+
+def figure_5():
+    """Fig. 5: a deeper residual function; a block of ResNet-34 (left) and a bottleneck of ResNet-50/101/152 (right)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4.6), sharey=True)
+    _block(left, ["3x3, 64", "3x3, 64"], "64-d")
+    _block(right, ["1x1, 64", "3x3, 64", "1x1, 256"], "256-d")
+    return _bare(figure)
+
+
+def _block(axes, layers, above):
+    """Draw a residual block from the top (0, 0.9) down; returns the height of its addition."""
+    step, bottom, right, corner = 1.5, -1.5 * len(layers), 1.6, 0.3
+    _arrow(axes, (0, 0.9), (0, 0.25))
+    axes.text(-0.2, 0.7, above, ha="right", va="center")
+    for number, layer in enumerate(layers):
+        top, last = -step * number, number + 1 == len(layers)
+        _box(axes, 0, top, layer, 2.4, 0.5, STAGE_COLOURS[0])
+        _arrow(axes, (0, top - 0.25), (0, top - step + (0.2 if last else 0.25)))
+        if not last:
+            axes.text(0.15, top - step / 2, "relu", va="center", style="italic")
+    axes.text(0, bottom, "+", ha="center", va="center", fontsize=15, bbox={"boxstyle": "circle,pad=0.1", "fc": "white"})
+    _arrow(axes, (0, bottom - 0.2), (0, bottom - 0.85))
+    axes.text(0.15, bottom - 0.55, "relu", va="center", style="italic")
+    turns = [(0, 0.6), (right - corner, 0.6), (right, 0.6), (right, 0.6 - corner)]
+    turns += [(right, bottom + corner), (right, bottom), (right - corner, bottom), (0.22, bottom)]
+    around = Path(
+        turns, [Path.MOVETO, Path.LINETO, Path.CURVE3, Path.CURVE3, Path.LINETO, Path.CURVE3, Path.CURVE3, Path.LINETO]
+    )
+    axes.add_patch(FancyArrowPatch(path=around, arrowstyle="-|>", mutation_scale=12, color="0.25"))
+    axes.set(xlim=(-1.9, 2.9), ylim=(min(bottom - 1, axes.get_ylim()[0]), 1))
+    return bottom
+
+
+def figure_3(nets):
+    """Fig. 3: nets as columns of their weighted layers, with their shortcuts.
+
+    ``nets``: titles, each with a table of ``measure.layers``. One colour is one size of map, written beside its first
+    layer. A shortcut is drawn solid where it is an identity, dotted where dimensions grow.
+    """
+    height = max(len(layers) for layers in nets.values())
+    figure, row = plt.subplots(1, len(nets), figsize=(2.9 * len(nets), 0.27 * height + 1), sharey=True, squeeze=False)
+    for axes, (title, layers) in zip(row[0], nets.items(), strict=True):
+        sizes = list(layers["map"].unique())
+        for place, layer in enumerate(layers.itertuples()):
+            halving = "" if layer.stride == 1 else f", /{layer.stride}"
+            colour = "white" if layer.kind == "fc" else STAGE_COLOURS[sizes.index(layer.map) % len(STAGE_COLOURS)]
+            _box(axes, 0, -place, f"{layer.kind}, {layer.channels}{halving}", 2.2, 0.7, colour, fontsize=8)
+            if layer.kind != "fc" and layer.map not in layers["map"][:place].values:
+                axes.text(-1.2, -place, f"{layer.map}", ha="right", va="center", fontsize=8, color="0.35")
+            if place:
+                _arrow(axes, (0, 0.65 - place), (0, 0.35 - place), size=6)
+            if layer.around:
+                start, line = place - layer.around + 0.5, ":" if layer.grows else "-"
+                style = {"arrowstyle": "-|>", "mutation_scale": 7, "color": "0.25", "linestyle": line}
+                bow = {"connectionstyle": "arc3,rad=-0.55", "shrinkA": 0, "shrinkB": 0}
+                axes.add_patch(FancyArrowPatch((1.1, -start), (1.1, -place - 0.45), **style, **bow))
+        axes.set(xlim=(-1.7, 1.7), ylim=(-height, 0.6))
+        axes.set_title(title, fontsize=11)
+    return _bare(figure)
+
+
+def _box(axes, x, y, text, width, height, colour, fontsize=11):
+    corner = (x - width / 2, y - height / 2)
+    style = {"boxstyle": "round,pad=0,rounding_size=0.08", "facecolor": colour, "edgecolor": "0.25"}
+    axes.add_patch(FancyBboxPatch(corner, width, height, **style))
+    axes.text(x, y, text, ha="center", va="center", fontsize=fontsize)
+
+
+def _arrow(axes, start, end, size=12):
+    style = {"arrowstyle": "-|>", "mutation_scale": size, "color": "0.25", "shrinkA": 0, "shrinkB": 0}
+    axes.add_patch(FancyArrowPatch(start, end, **style))
+
+
+def _bare(figure):
+    for axes in figure.axes:
+        axes.axis("off")
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
