@@ -13,6 +13,11 @@ class Published(NamedTuple):
     title: str
     conditions: dict | None = None  # None: no run of ours is
 
+    def at_depth(self, depth):
+        """The same errors under the names of nets of another depth, to stand beside these."""
+        renamed = {net.replace(net.split("-")[1], str(depth)): error for net, error in self.errors.items()}
+        return self._replace(errors=renamed, conditions=None)
+
 
 # Table 1, last row: multiply-adds of the ImageNet nets; VGG for comparison from sections 3.3 and 4.1.
 MULTIPLY_ADDS = {

@@ -14,6 +14,7 @@ from replication.runs import write
 CONDITIONS = ["dataset", "recipe", "iterations", "precision"]  # what must be equal for errors to be compared
 KINDS = {"plain": "plain nets", "resnet": "residual nets"}
 ERRORS = {"train_error": "training error", "test_error": "test error"}
+CAPTION = [{"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: 0.5em"}]
 STYLES = {
     "training error": {"linewidth": 1.3, "linestyle": (0, (4, 2))},
     "test error": {"linewidth": 2.6, "linestyle": "solid"},
@@ -65,14 +66,25 @@ def readable(table, published=TABLE_6):
     """A table of ``errors`` for the eye: mean ± standard deviation, the paper's errors in a column of their own."""
     shown = {
         "net": table["net"],
-        "parameters": ["–" if pd.isna(count) else f"{count:,}" for count in table["parameters"]],
+        "parameters": [_number(count) for count in table["parameters"]],
         "runs": table["n"],
     }
     for error, words in ERRORS.items():
         pairs = zip(table[error], table[f"{error}_std"], strict=True)
         shown[f"ours: {words} %"] = [_with_spread(mean, deviation) for mean, deviation in pairs]
-    shown[published.title] = ["–" if pd.isna(error) else f"{error:.2f}" for error in table["paper_error"]]
+    shown[published.title] = [_number(error) for error in table["paper_error"]]
     return pd.DataFrame(shown)
+
+
+def styled(table, published=TABLE_6):
+    """``readable`` for a notebook, with its caution as the caption."""
+    return readable(table, published).style.hide().set_caption(caution(table)).set_table_styles(CAPTION)
+
+
+def _number(value):
+    if pd.isna(value):
+        return "–"
+    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 
 def _with_spread(mean, deviation):
@@ -103,9 +115,10 @@ def save_errors(table, folder, published=TABLE_6):
 
 def save_table(table, folder, name="table"):
     """Write any other table to ``<name>.csv`` and ``<name>.md``."""
-    aligned = ["right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in table.dtypes]
-    grouped = [",.2f" if pd.api.types.is_float_dtype(kind) else "," for kind in table.dtypes]
-    text = table.to_markdown(index=False, colalign=aligned, intfmt=",", floatfmt=grouped, missingval="–")
+    numbers = table.select_dtypes("number").columns
+    shown = table.assign(**{column: [_number(value) for value in table[column]] for column in numbers})
+    aligned = ["right" if column in numbers else "left" for column in table]
+    text = shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
     _save_table(table, text + "\n", folder, name)
 
 
@@ -157,9 +170,9 @@ def figure_1(records, shallow="plain-20", deep="plain-56"):
     return curves(records, {part: ((shallow, deep), (part,)) for part in STYLES})
 
 
-def figure_6(records, **panels):
+def figure_6(records, panels):
     """Fig. 6: training and test error of several nets; ``panels``: titles, each with the names of its nets."""
-    return curves(records, {title.replace("_", " "): (nets, tuple(STYLES)) for title, nets in panels.items()})
+    return curves(records, {title: (nets, tuple(STYLES)) for title, nets in panels.items()})
 
 
 def _histories(records):
@@ -218,6 +231,8 @@ def findings(table):
     ]
     both = sorted(set(depths["plain"]) & set(depths["resnet"]))
     pairs += [(f"{depth} layers", f"plain-{depth}", f"resnet-{depth}") for depth in both]
+    projections = [net for net in table.index if net.count("-") == 2 and net.rpartition("-")[0] in table.index]
+    pairs += [(f"shortcut {net[-1]} for A", net.rpartition("-")[0], net) for net in projections]
     return [compared(table, error, first, second, words) for words, first, second in pairs for error in ERRORS]
 
 

@@ -193,17 +193,36 @@ def whole(field, value):
     return int(value)
 
 
+def net_names(kind, depths, shortcuts=None):
+    """The names of nets of a kind, "plain" or "resnet", with every depth: ["resnet-20", "resnet-56"].
+
+    With ``shortcuts``, such as ["A", "C"], those of every shortcut: ["resnet-20-A", "resnet-20-C", "resnet-56-A", ...].
+    Raises TypeError or ValueError for a list that is none, is empty or names something twice, and for bad entries.
+    """
+    endings = [""] if shortcuts is None else [f"-{shortcut}" for shortcut in a_list("shortcuts", shortcuts)]
+    depths = [whole("depth", depth) for depth in a_list("depths", depths)]
+    names = [f"{kind}-{depth}{ending}" for depth in depths for ending in endings]
+    for name in names:
+        NetName.parse(name)
+    return names
+
+
 def grid(nets, dataset="digits", seeds=(0,), **fields):
     """The runs of a notebook: every net with every seed, the other fields the same for all.
 
     Raises TypeError or ValueError as ``Run`` does, and for an empty list or an entry that stands there twice.
     """
-    for field, values in (("nets", nets), ("seeds", seeds)):
-        if not isinstance(values, list | tuple) or not values:
-            raise ValueError(f"{field} {values!r}: give a list with at least one entry")
-        if len(set(map(str, values))) < len(values):
-            raise ValueError(f"{field} {values!r}: an entry stands there twice, name it once")
+    nets, seeds = a_list("nets", nets), a_list("seeds", seeds)
     return [Run(net, dataset, seed=seed, **fields) for net in nets for seed in seeds]
+
+
+def a_list(field, values):
+    """``values`` if it is a list with at least one entry and none twice, else a ValueError."""
+    if not isinstance(values, list | tuple) or not values:
+        raise ValueError(f"{field} {values!r}: give a list such as [0, 1]; to papermill by -y '{field}: [0, 1]'")
+    if len(set(map(str, values))) < len(values):
+        raise ValueError(f"{field} {values!r}: an entry stands there twice, name it once")
+    return values
 
 
 def start_notebook(namespace):
