@@ -3,6 +3,7 @@
 A batch is a pure function of (seed, iteration): nothing has to be restored to go on from any point.
 """
 
+import contextlib
 import difflib
 import hashlib
 import os
@@ -15,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+import tqdm.auto
+import tqdm.notebook
 
 BUILT_IN = ("digits", "cifar10", "cifar100")
 NAME = re.compile(r"[A-Za-z0-9](?:[._-]?[A-Za-z0-9])*")  # of a folder of images: no path, no two separators in a row
@@ -206,6 +208,27 @@ def _cifar(name, root):
     return Dataset(name, tuple(train.classes), *parts)
 
 
+@contextlib.contextmanager
+def progress_bar(total, title, unit, disable=False):
+    """A tqdm bar that leaves nothing behind.
+
+    A closed widget stays in the executed copy of a notebook as the text of an empty bar: it is taken out here.
+    """
+    options = {"total": total, "desc": title, "unit": f" {unit}", "leave": False, "disable": disable}
+    if disable or not issubclass(tqdm.auto.tqdm, tqdm.notebook.tqdm):
+        with tqdm.auto.tqdm(**options) as bar:
+            yield bar
+        return
+    from IPython.display import display
+
+    with tqdm.auto.tqdm(**options, display=False) as bar:
+        shown = display(bar.container, display_id=True)
+        try:
+            yield bar
+        finally:
+            shown.update({"text/plain": ""}, raw=True)
+
+
 def _folder(name, root, progress):
     classes, files = _listing(root / name)
     key = hashlib.sha256(f"{VERSION} {classes}".encode())
@@ -217,7 +240,7 @@ def _folder(name, root, progress):
     if arrays is None:
         arrays = {}
         total = sum(map(len, files.values()))
-        with tqdm(total=total, desc=f"decoding {name}", leave=False, disable=not progress) as bar:
+        with progress_bar(total, f"decoding {name}", "images", disable=not progress) as bar:
             for part, members in files.items():
                 arrays[f"{part}_pixels"] = _decode(members, bar)
                 arrays[f"{part}_labels"] = np.array([label for _, label in members], dtype=np.int64)
@@ -291,7 +314,7 @@ def _size(size):
 def _read_cache(path, key):
     """The arrays cached under that key; None when there are none or the files have changed since."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["key"]) == key:
                 return {name: stored[name] for name in stored.files if name != "key"}
     except FileNotFoundError:

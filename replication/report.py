@@ -158,7 +158,8 @@ def curves(records, panels):
             _panel(axes, histories, [net for net in nets if net in run], parts)
             axes.set(xlabel="iterations", ylabel="error (%)")
             axes.xaxis.set_major_formatter("{x:,.0f}")
-            axes.legend(handles=[plt.Line2D([], [], color="0.2", label=part, **STYLES[part]) for part in parts])
+            if len(parts) > 1:
+                axes.legend(handles=[plt.Line2D([], [], color="0.2", label=part, **STYLES[part]) for part in parts])
         figure.suptitle(described(errors(records)), fontsize="small", color="0.35")
         figure.tight_layout(w_pad=3)
     plt.close(figure)  # the notebook shows what the function returns, once

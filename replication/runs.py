@@ -123,7 +123,7 @@ class Record:
 
     @cached_property
     def history(self):
-        return pd.read_csv(self.folder / "history.csv", float_precision="round_trip")
+        return pd.read_csv(self.folder / "history.csv")
 
     @property
     def fingerprint(self):

@@ -8,7 +8,6 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecu
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from replication import data as datasets
 from replication import trainers
@@ -38,7 +37,7 @@ def run_all(runs, results="results", data="data", executor=None):
             raise TypeError(f"{run!r} is no Run: make one with Run(net, dataset, ...)")
     missing = [run for run in dict.fromkeys(runs) if finished(run, results) is None]
     if missing:
-        _train(missing, Path(results), Path(data), executor)
+        _train(missing, Path(results).absolute(), Path(data).absolute(), executor)
     return [finished(run, results) for run in runs]
 
 
@@ -51,7 +50,8 @@ def _train(runs, results, data, executor):
     del loaded
     costs = {run: trainers.cost(run, sides[run.dataset]) * run.settings.iterations for run in runs}
     runs = sorted(runs, key=costs.get, reverse=True)  # the longest first: none is left running alone at the end
-    with tqdm(total=sum(run.settings.iterations for run in runs), desc=_title(runs), unit="it", leave=False) as bar:
+    total = sum(run.settings.iterations for run in runs)
+    with datasets.progress_bar(total, _title(runs), "iterations") as bar:
         if executor is not None:
             errors = _follow(_submit(executor, runs, results, data), results, bar)
         else:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -27,9 +28,13 @@ def cores():
 
 def cost(run, side):
     """Multiply-adds of one forward pass of a batch of ``side`` x ``side`` images."""
+    return run.settings.batch * _multiply_adds(run.name, side)
+
+
+@functools.cache
+def _multiply_adds(name, side):
     with torch.device("meta"):
-        net = run.name.build(classes=10)
-    return run.settings.batch * measure.multiply_adds(net, side)
+        return measure.multiply_adds(name.build(classes=10), side)
 
 
 def threads_for(run, side):
@@ -118,14 +123,19 @@ class _Training:
         self.started = self.saved = time.perf_counter()
         while self.iteration < self.recipe.iterations:
             self._step()
-            warming = self.recipe.warming(self.history) and self.iteration % self.recipe.warmup.window == 0
-            if self.iteration in self.points or warming:
+            if self._due():
                 self._record()
             if time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
                 self._save()
         runs.write(self.folder / "weights.pt", lambda file: torch.save(self.net.state_dict(), file))
         runs.write(self.folder / "summary.json", runs.json_text(self._summary()))
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+
+    def _due(self):
+        """Whether a row is recorded now: during a warm-up after whole windows, since their errors end it."""
+        if self.recipe.warming(self.history) and self.iteration < self.recipe.iterations:
+            return self.iteration % self.recipe.warmup.window == 0
+        return self.iteration in self.points
 
     def _step(self):
         images, labels = self.batches(self.iteration)
@@ -219,12 +229,10 @@ class _Training:
 
 def environment(device):
     """Versions, hardware and commit that a run was made with."""
-    import torchvision
-
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": importlib.metadata.version("torchvision"),
         "numpy": np.__version__,
         "platform": platform.platform(),
         "processor": _processor(),

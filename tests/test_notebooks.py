@@ -1,0 +1,102 @@
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TINY = {
+    "0_quickstart": "schedule: 0.01",
+    "1_architectures": "",
+    "2_plain_vs_residual": "schedule: 0.01, depths: [8, 14], seeds: [0, 1]",
+    "3_cifar_depths": "schedule: 0.01, depths: [8, 14], precision: bfloat16",
+    "4_shortcuts": "schedule: 0.0002, depth: 8, recipe: cifar",
+}
+FIGURES = {
+    "0_quickstart": ["figure_6"],
+    "1_architectures": ["figure_2", "figure_3", "figure_5"],
+    "2_plain_vs_residual": ["figure_1", "figure_6"],
+    "3_cifar_depths": ["figure_6"],
+    "4_shortcuts": ["figure_6"],
+}
+
+
+def papermill(name, output, parameters, cwd=ROOT):
+    """Run a notebook as a user does; the completed process with its text."""
+    notebook = os.path.relpath(ROOT / "notebooks" / f"{name}.ipynb", cwd)
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", notebook, str(output), "-y", f"{{{parameters}}}"]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+def outputs(path):
+    return [output for cell in nbformat.read(path, 4).cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_notebooks_run_by_papermill_and_leave_tables_and_figures(name, tmp_path):
+    parameters = ", ".join(filter(None, [TINY[name], f"results: {tmp_path / 'results'}"]))
+    done = papermill(name, tmp_path / "notebook.ipynb", parameters)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "results" / name
+    expected = {"table.csv", "table.md"} | {f"{figure}.{end}" for figure in FIGURES[name] for end in ("png", "svg")}
+    assert expected <= {path.name for path in folder.iterdir()}
+    shown = outputs(tmp_path / "notebook.ipynb")
+    assert not [output for output in shown if output.get("name") == "stderr"]
+    assert sum("image/png" in output.get("data", {}) for output in shown) == len(FIGURES[name])
+
+
+def test_a_notebook_runs_in_its_own_folder_and_a_second_time_from_its_records(tmp_path):
+    """As JupyterLab starts it. Relative paths are the root's: nothing appears beside the notebook."""
+    relative = os.path.relpath(tmp_path / "results", ROOT)
+    parameters = f"{TINY['4_shortcuts']}, results: {relative}"
+    first = papermill("4_shortcuts", tmp_path / "first.ipynb", parameters, cwd=ROOT / "notebooks")
+    assert first.returncode == 0, first.stderr
+    files = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
+    assert len(list((tmp_path / "results" / "runs").iterdir())) == 4
+    second = papermill("4_shortcuts", tmp_path / "second.ipynb", parameters)
+    assert second.returncode == 0, second.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("2_plain_vs_residual", "dataset: digit", "dataset 'digit': choose digits, cifar10, cifar100"),
+        ("2_plain_vs_residual", "depths: [20, 21]", "depth 21: a CIFAR net has 6n+2 layers"),
+        ("2_plain_vs_residual", "shedule: 0.1", "parameter 'shedule': choose"),
+        ("2_plain_vs_residual", "schedule: 0", "schedule 0: choose a fraction"),
+        ("4_shortcuts", "shortcuts: [A, D]", "shortcut 'D': choose A"),
+    ],
+)
+def test_bad_parameters_fail_before_anything_is_written(name, parameters, message, tmp_path):
+    done = papermill(name, tmp_path / "notebook.ipynb", f"{parameters}, results: {tmp_path / 'results'}")
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notebook.ipynb"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_in_git_are_well_formed_and_carry_no_outputs(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert notebook.cells[0].source.startswith("# ")
+    assert code[0].metadata.get("tags") == ["parameters"]
+    assert all("parameters" not in cell.metadata.get("tags", []) for cell in code[1:])
+    assert not any(isinstance(node, ast.FunctionDef) for cell in code for node in ast.walk(ast.parse(cell.source)))
+    for line in code[0].source.splitlines():
+        assert "  # " in line, "each parameter is one literal with its meaning"
+        ast.literal_eval(ast.parse(line).body[0].value)
+    names = {target.id for line in ast.parse(code[0].source).body for target in line.targets}
+    assert "results" in names
+    if "run_all" in "".join(cell.source for cell in code):
+        assert names >= {"dataset", "seeds", "schedule", "precision", "results", "data"}
+
+
+def test_every_notebook_is_run_by_these_tests():
+    assert [path.stem for path in NOTEBOOKS] == sorted(TINY) == sorted(FIGURES)

@@ -1,0 +1,94 @@
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+README = (ROOT / "README.md").read_text()
+
+# What each module may import of the package; report never trains, and only report draws.
+MAY_IMPORT = {
+    "paper": set(),
+    "models": set(),
+    "data": set(),
+    "recipes": set(),
+    "runs": {"models", "data", "recipes"},
+    "evaluate": {"data", "runs", "models"},
+    "measure": {"data", "runs", "models"},
+    "trainers": {"models", "data", "recipes", "runs", "evaluate", "measure"},
+    "sweeps": {"models", "data", "recipes", "runs", "evaluate", "measure", "trainers"},
+    "report": {"paper", "runs"},
+}
+
+
+def imports(path):
+    """The full names of the modules and objects that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_imports_point_one_way(module):
+    found = list(imports(ROOT / "replication" / f"{module}.py"))
+    assert {name.split(".")[1] for name in found if name.startswith("replication.")} <= MAY_IMPORT[module]
+    if module != "report":
+        assert not {name.split(".")[0] for name in found} & {"matplotlib", "seaborn"}
+
+
+def test_every_module_has_its_place():
+    modules = {path.stem for path in (ROOT / "replication").glob("*.py")}
+    assert modules == set(MAY_IMPORT) | {"__init__"}
+
+
+def test_importing_the_package_draws_nothing():
+    code = "import sys, replication; print({'matplotlib', 'seaborn', 'torchvision'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_torchvision_imports_beside_this_torch():
+    code = "import replication, torchvision.transforms.v2, torchvision.models, torchvision.datasets"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_the_conda_environment_installs_what_pip_does():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == PROJECT["name"]
+    python, pip, by_pip = environment["dependencies"]
+    assert pip == "pip"
+    # All else is left to pyproject.toml, so that the two cannot disagree.
+    assert by_pip == {"pip": ["-e .[test]"]}
+    lowest = re.fullmatch(r">=(3\.\d+)", PROJECT["requires-python"])[1]
+    assert python == f"python={lowest}"
+
+
+def test_torch_and_torchvision_are_pinned_as_a_pair():
+    assert {"torch==2.13.0", "torchvision==0.28.0"} <= set(PROJECT["dependencies"])
+
+
+def test_the_readme_has_two_commands_of_set_up():
+    commands = [line for line in README.splitlines() if "pip install" in line]
+    assert len(commands) == 2
+    assert all(command.startswith("python3 -m venv .venv && ") for command in commands)
+    assert "0_quickstart" in commands[0]
+    assert commands[1].endswith(".venv/bin/python -m pytest")
+    assert 'grep "^python3 -m venv .*pytest$" README.md' in (ROOT / ".ci" / "run").read_text()
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_readme_names_every_notebook():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert path.stem in README

@@ -1,0 +1,170 @@
+import itertools
+import json
+
+import pandas as pd
+import pytest
+
+from replication import Run, finished, measure, models, paper, report, runs
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Writes the record of a run whose errors are given, without training it."""
+
+    def write(train_error, test_error, **fields):
+        run = Run(**fields)
+        folder = run.folder(tmp_path)
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(runs.run_text(run, "f"))
+        last = run.settings.iterations
+        history = [
+            {"iteration": round(part * last / 10), "lr": 0.1, "seconds": float(part)}
+            | {"train_error": train_error + 10 - part, "train_loss": 0.5}
+            | {"test_error": test_error + 10 - part if part % 2 == 0 else None, "test_loss": 0.5}
+            for part in range(1, 11)
+        ]
+        (folder / "history.csv").write_text(runs.rows_text(history))
+        summary = {"train_error": train_error, "test_error": test_error, "iterations": last}
+        summary |= {"parameters": measure.parameters(run.name.build(10)), "seconds": 60.0}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return finished(run, tmp_path)
+
+    return write
+
+
+def test_errors_are_means_and_deviations_over_seeds(make):
+    records = [make(error, error + 5, net="resnet-20", seed=seed) for seed, error in enumerate((1.0, 2.0, 6.0))]
+    row = report.errors(records).iloc[0]
+    assert (row["n"], row["train_error"], row["test_error"]) == (3, 3.0, 8.0)
+    assert row["train_error_std"] == pytest.approx((14 / 2) ** 0.5)  # of a sample: (4 + 1 + 9) / (3 - 1)
+    assert row["parameters"] == 269_722
+    assert row["paper_error"] == 8.75
+    text = report.readable(report.errors(records))
+    assert text["ours: training error %"].item() == "3.00 ± 2.65"
+    assert text["runs"].item() == 3
+
+
+def test_runs_under_other_conditions_never_share_a_row(make):
+    varied = [{}, {"schedule": 0.1}, {"precision": "bfloat16"}, {"dataset": "pets"}, {"recipe": "note"}]
+    table = report.errors([make(1, 1, net="resnet-20", **fields) for fields in varied])
+    assert len(table) == 5
+    assert table["n"].tolist() == [1] * 5
+
+
+def test_only_the_papers_own_conditions_are_comparable(make):
+    alike = make(8, 9, net="resnet-20", dataset="cifar10")
+    others = [
+        make(8, 9, net="resnet-20", dataset="cifar10", schedule=0.5),
+        make(8, 9, net="resnet-20", dataset="cifar10-jpeg"),
+        make(8, 9, net="resnet-20", dataset="cifar10", recipe="note"),
+    ]
+    assert report.errors([alike])["comparable"].tolist() == [True]
+    assert "measured as the paper's" in report.caution(report.errors([alike]))
+    assert not report.errors(others)["comparable"].any()
+    for record in others:
+        assert "not the paper's conditions" in report.caution(report.errors([alike, record]))
+    published = paper.TABLE_6.at_depth(20)
+    assert not report.errors([alike], published=published)["comparable"].any()
+
+
+def test_nets_that_were_not_run_show_as_such(make):
+    table = report.errors([make(8, 9, net="resnet-20")], nets=paper.TABLE_6.errors)
+    text = report.readable(table).set_index("net")
+    assert list(text.index) == list(paper.TABLE_6.errors)
+    assert text.loc["resnet-1202", "ours: test error %"] == "not run"
+    assert text.loc["resnet-1202", paper.TABLE_6.title] == "7.93"
+
+
+def test_tables_are_written_for_eye_and_machine(make, tmp_path):
+    table = report.errors([make(30.0, 31.0, net="plain-20"), make(20.0, 21.0, net="resnet-20")])
+    report.save_errors(table, tmp_path / "out")
+    read = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert read["train_error"].tolist() == [30.0, 20.0]
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| plain-20  |      269,722 |" in text
+    assert "These are not the paper's conditions" in text
+    first = (tmp_path / "out" / "table.csv").read_bytes()
+    report.save_errors(table, tmp_path / "out")
+    assert (tmp_path / "out" / "table.csv").read_bytes() == first
+
+
+def test_findings_state_differences_with_their_sign(make):
+    errors = {"plain-20": 30, "plain-56": 64, "resnet-20": 25, "resnet-56": 46, "resnet-20-C": 24}
+    table = report.errors([make(error, error + 1, net=net) for net, error in errors.items()])
+    text = report.findings(table)
+    assert "plain nets: plain-56 has a training error of 64.00 %, 34.00 points higher than plain-20" in text[0]
+    assert "residual nets: resnet-56 has a training error of 46.00 %, 21.00 points higher than resnet-20" in text[2]
+    assert "56 layers: resnet-56 has a test error of 47.00 %, 18.00 points lower than plain-56 with 65.00 %" in text[7]
+    assert "shortcut C for A: resnet-20-C has a training error of 24.00 %, 1.00 points lower than resnet-20" in text[8]
+    assert len(text) == 10
+    assert all("(one run each)" in sentence for sentence in text)
+
+
+def test_curves_show_every_net_with_training_dashed_and_test_bold(make):
+    records = [make(30, 31, net="plain-20"), make(60, 61, net="plain-56"), make(20, 21, net="resnet-20")]
+    panels = {"plain": ["plain-20", "plain-56"], "residual": ["resnet-20", "resnet-56"]}
+    figure = report.figure_6(records, panels)
+    left, right = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["plain", "residual"]
+    assert len(left.lines) == 4
+    assert len(right.lines) == 2
+    assert {text.get_text() for text in left.texts} == {"plain-20", "plain-56"}
+    for line in left.lines:
+        assert (line.get_linestyle() == "--") == (line.get_linewidth() < 2)
+    x, y = left.lines[1].get_data()  # the test error of plain-20, where it was measured
+    assert list(x) == [220, 440, 660, 880, 1100]
+    assert list(y) == [39, 37, 35, 33, 31]
+
+
+def test_figure_1_has_training_left_and_test_right(make):
+    records = [make(30, 31, net="plain-20"), make(60, 61, net="plain-56")]
+    left, right = report.figure_1(records).axes
+    assert (left.get_title(), right.get_title()) == ("training error", "test error")
+    assert [len(axes.lines) for axes in (left, right)] == [2, 2]
+    assert left.lines[1].get_ydata()[-1] == 60
+    assert right.lines[1].get_ydata()[-1] == 61
+
+
+def test_several_seeds_are_a_mean_with_a_band(make):
+    records = [make(error, error, net="plain-20", seed=seed) for seed, error in enumerate((10, 20))]
+    axes = report.figure_6(records, {"plain": ["plain-20"]}).axes[0]
+    assert axes.lines[0].get_ydata()[-1] == 15
+    assert len(axes.collections) == 2
+
+
+def test_names_at_the_ends_of_curves_never_overlap():
+    ends = {"a": 5.0, "b": 5.1, "c": 5.2, "d": 99.0, "e": 99.5, "f": 100.0}
+    places = sorted(report._apart(ends, 0, 100).values())
+    assert all(above - below >= 5.5 - 1e-9 for below, above in itertools.pairwise(places))
+    assert 0 <= places[0] <= places[-1] <= 100
+    assert [net for net, _ in sorted(report._apart(ends, 0, 100).items(), key=lambda item: item[1])] == list(ends)
+
+
+def test_figures_are_written_twice_with_the_same_bytes(make, tmp_path):
+    records = [make(30, 31, net="plain-20")]
+    for folder in ("one", "two"):
+        report.save_figure(report.figure_6(records, {"plain": ["plain-20"]}), tmp_path / folder, "figure_6")
+    for name in ("figure_6.png", "figure_6.svg"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_figure_3_is_drawn_from_the_nets():
+    layers = measure.layers(models.imagenet_net(34, shortcut="A"), 224)
+    axes = report.figure_3({"residual": layers}).axes[0]
+    boxes = [text.get_text() for text in axes.texts]
+    assert boxes.count("3x3 conv, 64") == 6
+    assert boxes.count("3x3 conv, 512, /2") == 1
+    shortcuts = [
+        patch for patch in axes.patches if patch.get_linestyle() in ("-", ":") and "Arrow" in type(patch).__name__
+    ]
+    dotted = [patch for patch in shortcuts if patch.get_linestyle() == ":"]
+    assert len(dotted) == 3
+
+
+def test_published_errors_move_to_another_depth():
+    assert paper.TABLE_3_SHORTCUTS.at_depth(56).errors == {
+        "plain-56": 28.54,
+        "resnet-56": 25.03,
+        "resnet-56-B": 24.52,
+        "resnet-56-C": 24.19,
+    }

@@ -1,0 +1,167 @@
+import json
+from dataclasses import FrozenInstanceError, asdict
+
+import numpy as np
+import pytest
+
+from replication import Run, finished, grid, net_names, runs
+
+
+def test_a_run_takes_its_data_sets_own_recipe():
+    assert Run("plain-20").recipe == "digits"
+    assert Run("plain-20", "cifar10").recipe == Run("plain-20", "pets").recipe == "cifar"
+    assert Run("plain-20", "cifar10", recipe="note").recipe == "note"
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        (Run("plain-20"), "plain-20__digits__seed-0"),
+        (Run("resnet-20-A", recipe="digits", schedule=1), "resnet-20__digits__seed-0"),
+        (
+            Run("resnet-56-B", "cifar10-jpeg", "note", seed=3, schedule=0.03, precision="bfloat16", holdout=5000),
+            "resnet-56-B__cifar10-jpeg__recipe-note__schedule-0.03__precision-bfloat16__holdout-5000__seed-3",
+        ),
+    ],
+)
+def test_the_id_names_what_differs_from_the_defaults(run, name):
+    assert run.id == name
+
+
+def test_equal_runs_have_equal_ids_and_different_ones_different_ids():
+    same = [
+        Run("resnet-20"),
+        Run("resnet-20-A", recipe="digits"),
+        Run("resnet-20", seed=np.int64(0), schedule=np.float32(1)),
+    ]
+    assert len(set(same)) == len({run.id for run in same}) == 1
+    different = [
+        Run("resnet-20"),
+        Run("resnet-20-B"),
+        Run("plain-20"),
+        Run("resnet-20", "a"),
+        Run("resnet-20", "a_recipe-note"),
+        Run("resnet-20", "a", "note"),
+        Run("resnet-20", "a", seed=1),
+        Run("resnet-20", "a", schedule=0.5),
+        Run("resnet-20", "a", precision="bfloat16"),
+        Run("resnet-20", "a", holdout=1),
+    ]
+    assert len(set(different)) == len({run.id for run in different}) == len(different)
+
+
+def test_a_run_is_frozen_and_survives_json():
+    run = Run("resnet-56-C", "pets", schedule=0.1, seed=2)
+    with pytest.raises(FrozenInstanceError):
+        run.seed = 1
+    assert Run.from_dict(json.loads(runs.run_text(run, "f"))) == run
+    assert Run(**asdict(run)) == run
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"net": "plain-21"}, ValueError, "nearest to yours is 20"),
+        ({"net": "resnet-20-D"}, ValueError, "shortcut 'D'"),
+        ({"net": 20}, TypeError, "net 20: give a name"),
+        ({"dataset": "../x"}, ValueError, "dataset '../x': choose digits, cifar10, cifar100"),
+        ({"dataset": None}, TypeError, "dataset None"),
+        ({"recipe": "cifer"}, ValueError, "choose cifar, imagenet, note, digits .did you mean 'cifar'"),
+        ({"recipe": 1}, ValueError, "recipe 1: choose"),
+        ({"seed": -1}, ValueError, "seed -1"),
+        ({"seed": 2**32}, ValueError, "seed 4294967296"),
+        ({"seed": 0.5}, TypeError, "seed 0.5"),
+        ({"seed": True}, TypeError, "seed True"),
+        ({"schedule": 0}, ValueError, "schedule 0: choose a fraction .* above 0 and up to 1"),
+        ({"schedule": 1.01}, ValueError, "schedule 1.01"),
+        ({"schedule": float("nan")}, ValueError, "schedule nan"),
+        ({"schedule": "0.1"}, TypeError, "schedule '0.1'"),
+        ({"precision": "bf16"}, ValueError, "choose float32, bfloat16"),
+        ({"precision": "floet32"}, ValueError, "did you mean 'float32'"),
+        ({"holdout": -1}, ValueError, "holdout -1"),
+    ],
+)
+def test_bad_fields_are_refused_with_the_choices(fields, error, message):
+    with pytest.raises(error, match=message):
+        Run(**{"net": "resnet-20"} | fields)
+
+
+def test_a_grid_has_every_net_with_every_seed():
+    made = grid(["plain-20", "resnet-20"], "pets", [0, 1], schedule=0.5)
+    assert [(run.net, run.seed) for run in made] == [
+        ("plain-20", 0),
+        ("plain-20", 1),
+        ("resnet-20", 0),
+        ("resnet-20", 1),
+    ]
+    assert {(run.dataset, run.schedule) for run in made} == {("pets", 0.5)}
+
+
+def test_names_of_nets_by_depth_and_shortcut():
+    assert net_names("plain", [20, 56]) == ["plain-20", "plain-56"]
+    assert net_names("resnet", [20], ["A", "C"]) == ["resnet-20-A", "resnet-20-C"]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: grid(["plain-20"], seeds=0), ValueError, "seeds 0: give a list"),
+        (lambda: grid([]), ValueError, r"nets \[\]: give a list"),
+        (lambda: grid("plain-20"), ValueError, "nets 'plain-20': give a list"),
+        (lambda: grid(["plain-20"], seeds=[0, 0]), ValueError, "stands there twice"),
+        (lambda: net_names("plain", 20), ValueError, "depths 20: give a list"),
+        (lambda: net_names("plain", "[20]"), ValueError, "to papermill by -y"),
+        (lambda: net_names("plain", ["20"]), TypeError, "depth '20'"),
+        (lambda: net_names("plain", [21]), ValueError, "nearest to yours is 20"),
+        (lambda: net_names("resnet", [20], ["D"]), ValueError, "shortcut 'D'"),
+    ],
+)
+def test_bad_lists_are_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_record_of_another_run_is_not_taken(tmp_path):
+    run, other = Run("plain-20"), Run("plain-20", seed=1)
+    run.folder(tmp_path).mkdir(parents=True)
+    assert finished(run, tmp_path) is None
+    (run.folder(tmp_path) / "run.json").write_text(runs.run_text(other, "f"))
+    (run.folder(tmp_path) / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds the record of .*seed=1.*, not of .*seed=0"):
+        finished(run, tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "summary.json"
+    runs.write(path, "old")
+
+    def fail(file):
+        file.write(b"ne")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        runs.write(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_history_text_leaves_cells_empty_that_were_not_measured():
+    row = {"iteration": 1, "lr": 0.1, "train_error": 50.0, "train_loss": 0.5, "seconds": 1.0}
+    text = runs.rows_text([row | {"test_error": None, "test_loss": None}])
+    assert text == "iteration,lr,train_error,train_loss,test_error,test_loss,seconds\n1,0.1,50.0,0.5,,,1.0\n"
+
+
+@pytest.mark.parametrize("cells", [["", "a = 1\nb = 2", "# Parameters\na = 3\n"], ["", "a = 1"], []])
+def test_known_parameters_pass(cells):
+    runs.start_notebook({"In": cells})
+
+
+def test_an_unknown_parameter_is_an_error_that_names_the_nearest():
+    cells = [
+        "",
+        "schedule = 1.0  # fraction\nseeds = [0]\n",
+        "# Parameters\nshedule = 0.1\n",
+        "start_notebook(globals())",
+    ]
+    with pytest.raises(ValueError, match=r"parameter 'shedule': choose schedule, seeds \(did you mean 'schedule'\?\)"):
+        runs.start_notebook({"In": cells})

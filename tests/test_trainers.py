@@ -1,0 +1,231 @@
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import write_images
+
+from replication import Run, data, evaluate, models, trainers
+from replication.models import NetName
+
+SCHEDULE = 0.02  # 22 iterations on digits
+
+
+def without_time(record):
+    return record.history.drop(columns="seconds")
+
+
+def weights(record):
+    return torch.load(record.folder / "weights.pt", weights_only=True)
+
+
+def assert_same(one, other):
+    assert without_time(one).equals(without_time(other))
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "points", [(64_000, 128, 10_000), (1_920, 128, 10_000), (1_100, 128, 360), (7, 128, 360), (1, 1, 1)]
+)
+def test_recordings_are_regular_and_include_the_end(points):
+    iterations = points[0]
+    train, test = trainers.recording_points(*points)
+    assert test <= train
+    assert max(train) == max(test) == iterations
+    assert len(train) == min(100, iterations)
+    assert min(10, iterations) <= len(test) <= 100
+    gaps = [after - before for before, after in itertools.pairwise([0, *sorted(train)])]
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_a_run_leaves_its_record(tmp_path):
+    run = Run("resnet-8", schedule=SCHEDULE, holdout=100)
+    record = trainers.train(run, tmp_path)
+    assert {path.name for path in record.folder.iterdir()} == {
+        *("run.json", "environment.json", "history.csv", "summary.json", "weights.pt")
+    }
+    summary, history = record.summary, record.history
+    assert summary["iterations"] == 22
+    assert summary["parameters"] == sum(parameter.numel() for parameter in models.cifar_net(8).parameters())
+    assert summary["seconds"] > 0 < summary["images_per_second"]
+    assert list(history)[:6] == ["iteration", "lr", "train_error", "train_loss", "test_error", "test_loss"]
+    assert set(history) - {"val_error", "val_loss"} == set(history.columns[:6]) | {"seconds"}
+    assert history["iteration"].iloc[-1] == 22
+    assert history["seconds"].is_monotonic_increasing
+    assert history["train_error"].between(0, 100).all()
+    for name in ("train_error", "test_error", "val_error"):
+        assert summary[name] == history[name].iloc[-1]
+    assert record.fingerprint == data.load("digits").fingerprint
+    assert json.loads((record.folder / "run.json").read_text())["id"] == run.id
+    assert record.environment["torch"] == torch.__version__
+    assert record.environment["threads"] == 1
+
+
+def test_training_is_what_the_recipe_says(tmp_path):
+    """Three iterations against gradient descent written out here, on weights and batches of its own making."""
+    write_images(tmp_path / "data" / "pets", train=80)
+    run = Run("resnet-8", "pets", schedule=4 / 64_000, seed=5)  # 4 iterations, divided at 2 and 3
+    record = trainers.train(run, tmp_path, tmp_path / "data")
+    dataset = data.load("pets", tmp_path / "data")
+    batches = data.Batches(dataset, 128, seed=5)
+    torch.manual_seed(5)
+    net = models.cifar_net(8, classes=2)
+    velocity = [torch.zeros_like(parameter) for parameter in net.parameters()]
+    for iteration, rate in enumerate([0.1, 0.1, 0.01, 0.001]):
+        images, labels = batches(iteration)
+        logits = net(images.contiguous())
+        loss = F.cross_entropy(logits, labels)
+        gradients = torch.autograd.grad(loss, list(net.parameters()))
+        error = 100 * (logits.argmax(1) != labels).float().mean().item()
+        with torch.no_grad():
+            for parameter, gradient, speed in zip(net.parameters(), gradients, velocity, strict=True):
+                speed.mul_(0.9).add_(gradient + 1e-4 * parameter)
+                parameter -= rate * speed
+        row = record.history.iloc[iteration]
+        assert row["lr"] == pytest.approx(rate)
+        assert row["train_error"] == pytest.approx(error, abs=0.8)  # one image of 128
+        assert row["train_loss"] == pytest.approx(loss.item(), rel=1e-3)
+    for name, value in weights(record).items():
+        torch.testing.assert_close(value, net.state_dict()[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_the_test_error_is_that_of_the_weights_left(tmp_path):
+    record = trainers.train(Run("resnet-8", schedule=SCHEDULE), tmp_path)
+    digits = data.load("digits")
+    net = NetName.parse("resnet-8").build(10)
+    net.load_state_dict(weights(record))
+    net.eval()
+    wrong = 0
+    for pixels, label in zip(digits.test.pixels, digits.test.labels, strict=True):
+        image = torch.from_numpy((pixels - digits.mean) / 255).permute(2, 0, 1)[None]
+        wrong += int(net(image).argmax() != label)
+    assert record.summary["test_error"] == pytest.approx(100 * wrong / 360, abs=0.3)
+
+
+def test_evaluation_leaves_the_net_in_its_mode():
+    digits, net = data.load("digits"), models.cifar_net(8)
+    for training in (True, False):
+        evaluate.single_view(net.train(training), digits.test, digits.mean)
+        assert net.training == training
+
+
+def test_evaluating_more_or_less_often_changes_nothing(tmp_path, monkeypatch):
+    run = Run("resnet-8", schedule=SCHEDULE)
+    often = trainers.train(run, tmp_path / "often")
+    monkeypatch.setattr(trainers, "RECORDINGS", 2)
+    seldom = trainers.train(run, tmp_path / "seldom")
+    assert len(seldom.history) == 2
+    first, second = weights(often), weights(seldom)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_same_run_twice_is_bit_identical(tmp_path, precision):
+    run = Run("plain-8", schedule=SCHEDULE, precision=precision)
+    assert_same(trainers.train(run, tmp_path / "a"), trainers.train(run, tmp_path / "b"))
+
+
+def test_seeds_differ_and_threads_are_put_back(tmp_path):
+    before = torch.get_num_threads()
+    state = torch.get_rng_state()
+    records = [trainers.train(Run("plain-8", schedule=SCHEDULE, seed=seed), tmp_path) for seed in (0, 1)]
+    assert not without_time(records[0]).equals(without_time(records[1]))
+    assert torch.get_num_threads() == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+SCRIPT = """
+from replication import Run, trainers
+trainers.CHECKPOINT_SECONDS = 0
+trainers.train(Run("resnet-8", schedule=0.1, precision="bfloat16"), {results!r})
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_result(tmp_path):
+    run = Run("resnet-8", schedule=0.1, precision="bfloat16")  # 110 iterations, the milestones at 55 and 82
+    undisturbed = trainers.train(run, tmp_path / "undisturbed")
+    folder, reached = run.folder(tmp_path / "killed"), []
+    for number in range(3):
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT.format(results=str(tmp_path / "killed"))])
+        deadline = time.monotonic() + 120
+        while not checkpoint_after(folder, reached[-1] + 15 if reached else 10) and time.monotonic() < deadline:
+            assert process.poll() is None, "finished before it could be killed"
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        reached.append(torch.load(folder / "checkpoint.pt", weights_only=True)["iteration"])
+        assert not (folder / "summary.json").exists(), number
+    assert sorted(set(reached)) == reached
+    resumed = trainers.train(run, tmp_path / "killed")
+    assert_same(resumed, undisturbed)
+    assert not (folder / "checkpoint.pt").exists()
+
+
+def checkpoint_after(folder, iteration):
+    path = folder / "checkpoint.pt"
+    return path.exists() and torch.load(path, weights_only=True)["iteration"] >= iteration
+
+
+def test_a_checkpoint_of_other_images_is_refused(tmp_path, monkeypatch):
+    write_images(tmp_path / "data" / "pets")
+    run = Run("resnet-8", "pets", schedule=SCHEDULE / 60)
+    monkeypatch.setattr(trainers, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainers.runs, "json_text", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainers.train(run, tmp_path, tmp_path / "data")
+    monkeypatch.undo()
+    write_images(tmp_path / "other" / "pets", seed=1)
+    with pytest.raises(ValueError, match=r"checkpoint.pt was made from other images than 'pets' now holds: .*remove"):
+        trainers.train(run, tmp_path, tmp_path / "other")
+
+
+def interrupt(values):
+    """In place of the text of a json file: stop where the summary is to be written."""
+    if "iterations" in values:
+        raise KeyboardInterrupt
+    return json.dumps(values)
+
+
+def assert_rates_follow_from_the_rows_before(record):
+    """So that the schedule, warm-up and plateau included, can be replayed from the history alone."""
+    rows = record.history.astype(object).where(lambda cells: cells.notna(), None).to_dict("records")
+    for number, row in enumerate(rows):
+        assert row["lr"] == record.run.settings.learning_rate(row["iteration"] - 1, rows[:number])
+
+
+def test_the_plateau_is_that_of_the_history(tmp_path):
+    run = Run("resnet-8", recipe="note", schedule=6e-5)  # 36 iterations, patience 4
+    record = trainers.train(run, tmp_path)
+    assert record.history["lr"].nunique() > 1
+    assert_rates_follow_from_the_rows_before(record)
+
+
+def test_a_warm_up_is_recorded_in_whole_windows(tmp_path):
+    """Rows of single batches would end it far too early: one of the first often has an error below 80 % by chance."""
+    record = trainers.train(Run("resnet-110", schedule=0.055), tmp_path)  # 60 iterations, windows of 20
+    history = record.history
+    warm = history[history["lr"].cummax() < 0.05]
+    assert warm["iteration"].iloc[0] == 20
+    assert (warm["iteration"] % 20 == 0).all()
+    assert (warm["train_error"].iloc[:-1] >= 80).all()
+    assert history["iteration"].iloc[-1] == 60
+    assert history["test_error"].notna().iloc[-1]
+    assert_rates_follow_from_the_rows_before(record)
+
+
+def test_threads_depend_on_the_run_and_the_machine_alone(monkeypatch):
+    monkeypatch.setattr(trainers, "cores", lambda: 16)
+    assert trainers.threads_for(Run("resnet-20"), 8) == 1
+    # 40.6 million multiply-adds an image, 128 images: 5.2e9, two threads' worth.
+    assert trainers.threads_for(Run("resnet-20", "cifar10"), 32) == 2
+    assert trainers.threads_for(Run("resnet-56", "cifar10", seed=4), 32) == 6
+    monkeypatch.setattr(trainers, "cores", lambda: 4)
+    assert trainers.threads_for(Run("resnet-56", "cifar10"), 32) == 4
