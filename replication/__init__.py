@@ -19,6 +19,8 @@ def _declare_missing_torchvision_ops():
         return
     ops = importlib.machinery.PathFinder.find_spec("_C", [os.path.dirname(torchvision.origin)])
     try:
+        if ops is None:
+            raise OSError("no compiled ops")
         torch.ops.load_library(ops.origin)
     except OSError:
         library = torch.library.Library("torchvision", "DEF")

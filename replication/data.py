@@ -63,7 +63,7 @@ class Dataset:
 
     @property
     def flips(self):
-        """Whether a mirrored image is of the same class: not so for digits."""
+        """Whether images are mirrored at random: all but ``digits``, since a mirrored digit is none."""
         return self.name != "digits"
 
     def hold_out(self, count):
@@ -126,11 +126,13 @@ class Batches:
         return rows, columns, generator.integers(0, 2, self.batch).astype(bool) & self.flips
 
     def __call__(self, iteration):
-        drawn = (self.indices(iteration), *self.augmentation(iteration))
-        indices, rows, columns, mirrored = (torch.from_numpy(part).to(self.crops.device) for part in drawn)
+        drawn = torch.from_numpy(np.stack([self.indices(iteration), *self.augmentation(iteration)]))
+        if self.crops.is_cuda:
+            drawn = drawn.pin_memory()  # else the copy would wait for the device
+        indices, rows, columns, mirrored = drawn.to(self.crops.device, non_blocking=True)
         pixels = self.crops[indices, rows, columns]
         if self.flips:
-            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
+            pixels = torch.where(mirrored.bool()[:, None, None, None], pixels.flip(2), pixels)
         return centred(pixels, self.mean), self.labels[indices]
 
 
@@ -155,6 +157,12 @@ def load(name, root="data", progress=True):
     if not (root / name).is_dir():
         raise ValueError(unknown(name, root))
     return _folder(name, root, progress)
+
+
+def present(name, root="data"):
+    """Whether a data set is here, so that ``load`` would download nothing."""
+    folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}.get(name, name)
+    return name == "digits" or (Path(root) / folder).is_dir()
 
 
 def check_name(name):

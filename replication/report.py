@@ -11,10 +11,14 @@ from matplotlib.path import Path
 from replication.paper import TABLE_6
 from replication.runs import write
 
-CONDITIONS = ["dataset", "recipe", "iterations", "precision"]  # what must be equal for errors to be compared
+# What must be equal for errors to be compared: among them the images themselves, by their fingerprint.
+CONDITIONS = ["dataset", "fingerprint", "recipe", "iterations", "precision", "holdout"]
 KINDS = {"plain": "plain nets", "resnet": "residual nets"}
 ERRORS = {"train_error": "training error", "test_error": "test error"}
-CAPTION = [{"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: 0.5em"}]
+LOOKS = [
+    {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: 0.5em"},
+    {"selector": "td", "props": "white-space: nowrap"},
+]
 STYLES = {
     "training error": {"linewidth": 1.3, "linestyle": (0, (4, 2))},
     "test error": {"linewidth": 2.6, "linestyle": "solid"},
@@ -24,8 +28,9 @@ STYLES = {
 def errors(records, nets=(), published=TABLE_6):
     """One row for each net and condition: mean and standard deviation of its errors over n seeds, beside the paper's.
 
-    Errors are in percent; ``train_error`` is the mean over the last hundredth of the training batches, as they were
-    trained on (augmented). A deviation is empty for a single run. ``nets``: names that get a row even without a record.
+    Errors are in percent; ``train_error`` is the mean over the batches of the history's last row, a hundredth of a
+    full run, as they were trained on. A deviation is empty for a single run. ``nets``: names that get a row even
+    without a record.
     ``comparable`` says whether a row was measured under the paper's conditions.
     """
     rows = []
@@ -39,15 +44,16 @@ def errors(records, nets=(), published=TABLE_6):
     rows += [{"net": net, "n": 0} for net in nets if net not in {row["net"] for row in rows}]
     spreads = [name for error in ERRORS for name in (error, f"{error}_std")]
     table = pd.DataFrame(rows, columns=["net", "parameters", *CONDITIONS, "n", *spreads, "seconds"])
-    table = table.astype({"parameters": "Int64", "iterations": "Int64"})
+    table = table.astype({"parameters": "Int64", "iterations": "Int64", "holdout": "Int64"})
     alike = [published.conditions is not None and published.conditions.items() <= row.items() for row in rows]
-    return table.assign(paper_error=table["net"].map(published.errors).astype(float), comparable=alike)
+    paper_errors = table["net"].map(published.errors).astype(float)
+    return table.assign(paper_error=paper_errors, paper=published.title, comparable=alike)
 
 
 def _conditions(record):
     run = record.run
-    fields = {name: getattr(run, name) for name in ("net", "dataset", "recipe", "precision")}
-    return fields | {"iterations": record.summary["iterations"]}
+    fields = {name: getattr(run, name) for name in ("net", "dataset", "recipe", "precision", "holdout")}
+    return fields | {"iterations": record.summary["iterations"], "fingerprint": record.fingerprint[:12]}
 
 
 def described(table):
@@ -55,6 +61,7 @@ def described(table):
     table = table[table["n"] > 0]
     parts = [
         f"{row.dataset}, recipe {row.recipe}, {row.iterations:,} iterations, {row.precision}"
+        + (f", {row.holdout:,} images held out" if row.holdout else "")
         for row in table[CONDITIONS].drop_duplicates().itertuples()
     ]
     low, high = table["n"].min(), table["n"].max()
@@ -63,12 +70,15 @@ def described(table):
 
 
 def readable(table, published=TABLE_6):
-    """A table of ``errors`` for the eye: mean ± standard deviation, the paper's errors in a column of their own."""
-    shown = {
-        "net": table["net"],
-        "parameters": [_number(count) for count in table["parameters"]],
-        "runs": table["n"],
-    }
+    """A table of ``errors`` for the eye: mean ± standard deviation, the paper's errors in a column of their own.
+
+    Conditions that differ between its rows are columns, too.
+    """
+    shown = {"net": table["net"], "parameters": [_number(count) for count in table["parameters"]]}
+    for name in CONDITIONS:
+        if table[name].nunique() > 1:
+            shown[name] = [_number(value) for value in table[name]]
+    shown["runs"] = table["n"]
     for error, words in ERRORS.items():
         pairs = zip(table[error], table[f"{error}_std"], strict=True)
         shown[f"ours: {words} %"] = [_with_spread(mean, deviation) for mean, deviation in pairs]
@@ -78,13 +88,13 @@ def readable(table, published=TABLE_6):
 
 def styled(table, published=TABLE_6):
     """``readable`` for a notebook, with its caution as the caption."""
-    return readable(table, published).style.hide().set_caption(caution(table)).set_table_styles(CAPTION)
+    return readable(table, published).style.hide().set_caption(caution(table)).set_table_styles(LOOKS)
 
 
 def _number(value):
     if pd.isna(value):
         return "–"
-    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+    return value if isinstance(value, str) else f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 
 def _with_spread(mean, deviation):
@@ -108,8 +118,9 @@ def caution(table):
 
 def save_errors(table, folder, published=TABLE_6):
     """Write a table of ``errors``: all its numbers to ``table.csv``, ``readable`` with its caution to ``table.md``."""
-    aligned = ["left", *["right"] * 5]
-    text = readable(table, published).to_markdown(index=False, disable_numparse=True, colalign=aligned)
+    shown = readable(table, published)
+    aligned = ["left", *["right"] * (shown.shape[1] - 1)]
+    text = shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
     _save_table(table, f"{text}\n\n{caution(table)}\n", folder, "table")
 
 
@@ -147,7 +158,9 @@ def curves(records, panels):
     ``panels``: titles, each with the names of its nets and the errors to show (keys of ``STYLES``). The training error
     is thin and dashed, the test error bold, over iterations; several seeds are shown as their mean with a band of one
     standard deviation. Nets without a record are left out.
+    Raises ValueError for no records at all, and for records of different conditions: these are no seeds of one another.
     """
+    title = described(_alike(errors(records)))
     histories = _histories(records)
     run = set(histories["net"])
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=1.1):
@@ -160,7 +173,7 @@ def curves(records, panels):
             axes.xaxis.set_major_formatter("{x:,.0f}")
             if len(parts) > 1:
                 axes.legend(handles=[plt.Line2D([], [], color="0.2", label=part, **STYLES[part]) for part in parts])
-        figure.suptitle(described(errors(records)), fontsize="small", color="0.35")
+        figure.suptitle(title, fontsize="small", color="0.35")
         figure.tight_layout(w_pad=3)
     plt.close(figure)  # the notebook shows what the function returns, once
     return figure
@@ -218,9 +231,24 @@ def _apart(ends, low, high):
     return places
 
 
+def _alike(table):
+    """The rows of a table that were run, if there are any and all under the same conditions."""
+    table = table[table["n"] > 0]
+    if table.empty:
+        raise ValueError("there is no record to show: give at least one finished run")
+    differing = [name for name in CONDITIONS if table[name].nunique() > 1]
+    if differing:
+        values = "; ".join(f"{name}: {', '.join(map(str, table[name].unique()))}" for name in differing)
+        raise ValueError(f"these runs were not made under the same conditions ({values}): show them one by one")
+    return table
+
+
 def findings(table):
-    """What the numbers say on depth and on shortcuts: sentences that each name the nets they compare."""
-    table = table[table["n"] > 0].set_index("net")
+    """What the numbers say on depth and on shortcuts: sentences that each name the nets they compare.
+
+    Raises ValueError for a table without runs or with runs of different conditions.
+    """
+    table = _alike(table).set_index("net")
     depths = {
         kind: sorted(int(net.split("-")[1]) for net in table.index if net.startswith(kind) and net.count("-") == 1)
         for kind in KINDS
@@ -261,11 +289,17 @@ def figure_2():
     return _bare(figure)
 
 
-def figure_5():
-    """Fig. 5: a deeper residual function; a block of ResNet-34 (left) and a bottleneck of ResNet-50/101/152 (right)."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4.6), sharey=True)
-    _block(left, ["3x3, 64", "3x3, 64"], "64-d")
-    _block(right, ["1x1, 64", "3x3, 64", "1x1, 256"], "256-d")
+def figure_5(nets):
+    """Fig. 5: the second block of nets, such as the basic block of ResNet-34 and the bottleneck of ResNet-50.
+
+    ``nets``: titles, each with a table of ``measure.layers``.
+    """
+    figure, row = plt.subplots(1, len(nets), figsize=(4 * len(nets), 4.8), sharey=True, squeeze=False)
+    for axes, (title, layers) in zip(row[0], nets.items(), strict=True):
+        block = layers[layers["name"].str.startswith("layer1.1.")]
+        labels = [f"{layer.kind.split()[0]}, {layer.channels}" for layer in block.itertuples()]
+        _block(axes, labels, f"{block['channels'].iloc[-1]}-d")
+        axes.set_title(title, fontsize=11)
     return _bare(figure)
 
 

@@ -2,7 +2,6 @@
 
 import ast
 import io
-import itertools
 import json
 import numbers
 import os
@@ -96,8 +95,8 @@ class Run:
 
     @classmethod
     def from_dict(cls, values):
-        """The run that ``asdict`` gave these fields of."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        """The run of a ``run.json``; a field that it is older than has its default."""
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,11 +233,10 @@ def start_notebook(namespace):
     Raises ValueError for a name that the notebook's own parameter cell does not have.
     """
     cells = namespace.get("In", [])
-    for before, cell in itertools.pairwise(cells):
-        if cell.startswith("# Parameters\n"):
-            known = _assigned(before)
-            for name in _assigned(cell):
-                choice("parameter", name, known)
+    given = [number for number, cell in enumerate(cells) if cell.startswith("# Parameters\n")]
+    for number in given:
+        for name in _assigned(cells[number]):
+            choice("parameter", name, _assigned(cells[given[0] - 1]))
     if Path.cwd().name == "notebooks" and (Path.cwd().parent / "replication" / "runs.py").exists():
         os.chdir("..")
 

@@ -1,5 +1,6 @@
 """Many runs: what is finished is loaded, the rest is trained side by side."""
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -13,7 +14,6 @@ from replication import data as datasets
 from replication import trainers
 from replication.runs import Run, finished
 
-ATTEMPTS = 3  # of a pool whose worker died: from the second on, runs go on from their checkpoints
 POLL_SECONDS = 0.5
 
 
@@ -26,19 +26,38 @@ def run_all(runs, results="results", data="data", executor=None):
 
     Runs are trained in processes of their own, as many side by side as the cores allow; or on ``executor``, any
     ``concurrent.futures`` executor whose workers see the same folders. Finished runs need neither data nor training.
-    A progress bar shows iterations and current training errors.
+    A progress bar shows iterations and current training errors. In a script, call this under
+    ``if __name__ == "__main__":``, since the processes that train import the script.
 
-    Raises TypeError or ValueError before anything is trained or written when an entry is no ``Run`` or a data set
-    cannot be loaded; RunsFailedError, naming each failed run and its error, after all others are finished.
+    Raises TypeError or ValueError before anything is trained or written when an entry is no ``Run``, a data set cannot
+    be loaded, or a finished run was made from other images than are there now; RunsFailedError, naming each failed run
+    and its error, after all others are finished.
     """
     runs = list(runs)
     for run in runs:
         if not isinstance(run, Run):
             raise TypeError(f"{run!r} is no Run: make one with Run(net, dataset, ...)")
-    missing = [run for run in dict.fromkeys(runs) if finished(run, results) is None]
+    results, data = Path(results).absolute(), Path(data).absolute()
+    done = {run: finished(run, results) for run in runs}
+    _check_data([record for record in done.values() if record is not None], data)
+    missing = [run for run, record in done.items() if record is None]
     if missing:
-        _train(missing, Path(results).absolute(), Path(data).absolute(), executor)
+        _train(missing, results, data, executor)
     return [finished(run, results) for run in runs]
+
+
+def _check_data(records, data):
+    """Refuse records of other images than are here now; where there are none, the records stand for themselves."""
+    for name in dict.fromkeys(record.run.dataset for record in records):
+        if not datasets.present(name, data):
+            continue
+        fingerprint = datasets.load(name, data).fingerprint
+        for record in records:
+            if record.run.dataset == name and record.fingerprint != fingerprint:
+                raise ValueError(
+                    f"{record.folder} was made from other images than {name!r} in {data} now holds: bring these back, "
+                    "give the new images another name, or remove the record"
+                )
 
 
 def _train(runs, results, data, executor):
@@ -66,19 +85,26 @@ def _train(runs, results, data, executor):
 
 
 def _train_locally(runs, results, data, workers, bar):
-    attempt, errors = 0, {}
-    while runs:
-        attempt += 1
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-        try:
-            errors |= _follow(_submit(pool, runs, results, data), results, bar)
-        finally:
-            pool.shutdown(cancel_futures=True)
-        # A worker that dies breaks its pool, and with it runs that are none the worse: these are tried again.
-        runs = [run for run, error in errors.items() if isinstance(error, BrokenExecutor) and attempt < ATTEMPTS]
-        for run in runs:
-            del errors[run]
+    errors = _train_in_processes(runs, results, data, workers, bar)
+    for run in [run for run, error in errors.items() if isinstance(error, BrokenExecutor)]:
+        # A worker that dies takes its pool along, with runs that are none the worse: each is tried again by itself.
+        del errors[run]
+        errors |= _train_in_processes([run], results, data, 1, bar)
     return errors
+
+
+def _train_in_processes(runs, results, data, workers, bar):
+    context = multiprocessing.get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (theirs,))
+    try:
+        return _follow(_submit(pool, runs, results, data), results, bar)
+    except BaseException:
+        ours.close()  # an interrupt waits for no training: the workers end at once, their checkpoints stay
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        ours.close()
 
 
 def _submit(executor, runs, results, data):
@@ -122,14 +148,15 @@ def _title(runs):
     return runs[0].id if len(runs) == 1 else f"{len(runs)} runs"
 
 
-def _start_worker():
+def _start_worker(pipe):
     _keep_memory()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
 
 
-def _end_with_parent():
-    """A killed notebook would leave its workers training, and the next one would train the same runs beside them."""
-    multiprocessing.parent_process().join()
+def _end_with(pipe):
+    """End this worker when its pipe is closed: by an interrupt, or because the process that waits for it is gone."""
+    with contextlib.suppress(EOFError):
+        pipe.recv()
     os._exit(1)
 
 
@@ -139,5 +166,5 @@ def _keep_memory():
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return  # another C library
-    for option, value in ((-3, 1 << 30), (-1, 1 << 31 - 1), (-2, 1 << 28)):  # mmap threshold, trim threshold, top pad
+    for option, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 1 << 28)):  # mmap threshold, trim threshold, top pad
         mallopt(option, value)

@@ -3,9 +3,11 @@
 import contextlib
 import functools
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from replication import evaluate, measure, runs
 
 RECORDINGS = 100  # rows of a full history
 CHECKPOINT_SECONDS = 60
+ONE_AT_A_TIME = threading.Lock()  # torch's generator, threads and convolution settings are the whole process's
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
 
 
@@ -62,8 +65,10 @@ def recording_points(iterations, batch, test_images):
 def train(run, results="results", data="data"):
     """Train a run and write its record; go on from its checkpoint if there is one, return at once if it is finished.
 
-    Runs on the CUDA device if there is one, else on the CPU. Returns the run's ``Record``.
-    Raises ValueError for a data set that cannot be loaded, and when a checkpoint does not fit the data.
+    Runs on the CUDA device if there is one, else on the CPU. Returns the run's ``Record``. In one process, one run is
+    trained at a time, whatever threads call this.
+    Raises ValueError for a data set that cannot be loaded or that a checkpoint does not fit, and FloatingPointError
+    when the loss is no longer finite.
     """
     record = runs.finished(run, results)
     if record is not None:
@@ -71,13 +76,13 @@ def train(run, results="results", data="data"):
     dataset = datasets.load(run.dataset, data, progress=False)
     folder = run.folder(results)
     folder.mkdir(parents=True, exist_ok=True)
-    with _computing(run, dataset, folder):
+    with ONE_AT_A_TIME, _computing(run, dataset):
         _Training(run, dataset, folder).finish()
     return runs.finished(run, results)
 
 
 @contextlib.contextmanager
-def _computing(run, dataset, folder):
+def _computing(run, dataset):
     """The state of torch that a result depends on, put back afterwards: threads and exact, repeatable convolutions."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads_for(run, dataset.test.pixels.shape[1]))
@@ -127,7 +132,8 @@ class _Training:
                 self._record()
             if time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
                 self._save()
-        runs.write(self.folder / "weights.pt", lambda file: torch.save(self.net.state_dict(), file))
+        weights = {name: value.cpu() for name, value in self.net.state_dict().items()}
+        runs.write(self.folder / "weights.pt", lambda file: torch.save(weights, file))
         runs.write(self.folder / "summary.json", runs.json_text(self._summary()))
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
 
@@ -158,6 +164,11 @@ class _Training:
         """Add a row to the history: the training error is the mean over all batches since the row before."""
         seen = (self.iteration - (self.history[-1]["iteration"] if self.history else 0)) * self.recipe.batch
         loss, wrong = (self.totals / seen).tolist()
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} after {self.iteration} iterations at a rate of {self.rate:g}: {self.run.net} "
+                f"diverged with recipe {self.run.recipe!r}; {self.folder} keeps its history"
+            )
         self.totals.zero_()
         row = {"iteration": self.iteration, "lr": self.rate, "train_error": 100 * wrong, "train_loss": loss}
         started = time.perf_counter()

@@ -1,5 +1,6 @@
 import itertools
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -44,11 +45,29 @@ def test_errors_are_means_and_deviations_over_seeds(make):
     assert text["runs"].item() == 3
 
 
-def test_runs_under_other_conditions_never_share_a_row(make):
-    varied = [{}, {"schedule": 0.1}, {"precision": "bfloat16"}, {"dataset": "pets"}, {"recipe": "note"}]
-    table = report.errors([make(1, 1, net="resnet-20", **fields) for fields in varied])
-    assert len(table) == 5
-    assert table["n"].tolist() == [1] * 5
+def test_runs_under_other_conditions_never_share_a_row(make, tmp_path):
+    varied = [{}, {"schedule": 0.1}, {"precision": "bfloat16"}, {"dataset": "pets"}, {"recipe": "note"}, {"holdout": 9}]
+    records = [make(1, 1, net="resnet-20", **fields) for fields in varied]
+    text = (records[0].folder / "run.json").read_text()
+    (tmp_path / "other").mkdir()
+    for path in records[0].folder.iterdir():  # the same run, made from other images
+        (tmp_path / "other" / path.name).write_text(path.read_text().replace(text, text.replace('"f"', '"g"')))
+    records.append(replace(records[0], folder=tmp_path / "other"))
+    table = report.errors(records)
+    assert table["n"].tolist() == [1] * 7
+    shown = report.readable(table)
+    assert {"dataset", "fingerprint", "recipe", "iterations", "precision", "holdout"} < set(shown)
+    assert not shown.duplicated().any()
+    for call in (lambda: report.findings(table), lambda: report.figure_6(records, {"all": ["resnet-20"]})):
+        with pytest.raises(ValueError, match=r"not made under the same conditions \(dataset: digits, pets; "):
+            call()
+
+
+def test_nothing_to_show_is_said():
+    with pytest.raises(ValueError, match="at least one finished run"):
+        report.figure_6([], {"plain": ["plain-20"]})
+    with pytest.raises(ValueError, match="at least one finished run"):
+        report.findings(report.errors([], nets=["plain-20"]))
 
 
 def test_only_the_papers_own_conditions_are_comparable(make):
@@ -57,6 +76,7 @@ def test_only_the_papers_own_conditions_are_comparable(make):
         make(8, 9, net="resnet-20", dataset="cifar10", schedule=0.5),
         make(8, 9, net="resnet-20", dataset="cifar10-jpeg"),
         make(8, 9, net="resnet-20", dataset="cifar10", recipe="note"),
+        make(8, 9, net="resnet-20", dataset="cifar10", holdout=5000),
     ]
     assert report.errors([alike])["comparable"].tolist() == [True]
     assert "measured as the paper's" in report.caution(report.errors([alike]))
@@ -159,6 +179,14 @@ def test_figure_3_is_drawn_from_the_nets():
     ]
     dotted = [patch for patch in shortcuts if patch.get_linestyle() == ":"]
     assert len(dotted) == 3
+
+
+def test_figure_5_shows_the_blocks_of_the_paper():
+    nets = {"34": models.imagenet_net(34, shortcut="A"), "50": models.imagenet_net(50)}
+    figure = report.figure_5({name: measure.layers(net, 224) for name, net in nets.items()})
+    left, right = ({text.get_text() for text in axes.texts} - {"relu", "+"} for axes in figure.axes)
+    assert left == {"64-d", "3x3, 64"}
+    assert right == {"256-d", "1x1, 64", "3x3, 64", "1x1, 256"}
 
 
 def test_published_errors_move_to_another_depth():

@@ -56,6 +56,8 @@ def test_a_run_is_frozen_and_survives_json():
         run.seed = 1
     assert Run.from_dict(json.loads(runs.run_text(run, "f"))) == run
     assert Run(**asdict(run)) == run
+    older = {name: value for name, value in asdict(run).items() if name != "holdout"}
+    assert Run.from_dict(older) == run
 
 
 @pytest.mark.parametrize(
@@ -153,6 +155,11 @@ def test_history_text_leaves_cells_empty_that_were_not_measured():
 
 @pytest.mark.parametrize("cells", [["", "a = 1\nb = 2", "# Parameters\na = 3\n"], ["", "a = 1"], []])
 def test_known_parameters_pass(cells):
+    runs.start_notebook({"In": cells})
+
+
+def test_parameters_may_be_edited_and_run_again():
+    cells = ["", "a = 1", "# Parameters\na = 3\n", "%matplotlib inline", "figure = 1", "# Parameters\na = 4\n"]
     runs.start_notebook({"In": cells})
 
 

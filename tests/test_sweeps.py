@@ -2,11 +2,14 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from conftest import write_images
 
 from replication import Run, RunsFailedError, finished, grid, run_all, sweeps, trainers
 
@@ -57,24 +60,95 @@ def test_one_failing_run_loses_no_other(tmp_path, here):
     assert len(run_all(runs, tmp_path, executor=here)) == 3
 
 
-def test_runs_of_a_worker_that_dies_are_tried_again(tmp_path):
-    runs = grid(["resnet-8", "plain-8", "resnet-14"], schedule=0.05)
-    killed = []
+def kill_workers_of(run, results, times):
+    """Start a thread that kills all workers so many times, each time when the run has written rows anew."""
+    history = run.folder(results) / "history.csv"
 
-    def kill_one():
-        while not list(tmp_path.glob("runs/*/history.csv")):
-            time.sleep(0.01)
-        victim = multiprocessing.active_children()[0]
-        killed.append(victim.pid)
-        os.kill(victim.pid, signal.SIGKILL)
+    def watch():
+        seen = None
+        for _ in range(times):
+            while not history.exists() or history.stat().st_mtime_ns == seen:
+                time.sleep(0.01)
+            seen = history.stat().st_mtime_ns
+            for process in multiprocessing.active_children():
+                process.kill()
 
-    killer = threading.Thread(target=kill_one)
-    killer.start()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.fixture
+def pools(monkeypatch):
+    """Counts the pools of processes that are made."""
+    made = []
+    make = sweeps.ProcessPoolExecutor
+    monkeypatch.setattr(sweeps, "ProcessPoolExecutor", lambda *arguments: made.append(make(*arguments)) or made[-1])
+    return made
+
+
+def test_runs_of_a_worker_that_dies_are_tried_again(tmp_path, pools):
+    runs = [Run("resnet-14", schedule=0.5), Run("resnet-8", schedule=SCHEDULE)]
+    killer = kill_workers_of(runs[0], tmp_path, times=1)
     records = run_all(runs, tmp_path)
     killer.join()
-    assert killed
     assert [record.run for record in records] == runs
-    assert all(record.summary["iterations"] == 55 for record in records)
+    assert len(pools) > 1
+
+
+def test_a_run_that_kills_its_worker_every_time_loses_no_other(tmp_path, pools):
+    deadly = Run("resnet-14", schedule=1.0)
+    others = grid(["resnet-8", "plain-8"], schedule=SCHEDULE)
+    killer = kill_workers_of(deadly, tmp_path, times=2)
+    with pytest.raises(RunsFailedError, match=f"1 of 3 runs failed.*\n  {deadly.id}: BrokenProcessPool"):
+        run_all([others[0], deadly, others[1]], tmp_path)
+    killer.join()
+    assert all(finished(run, tmp_path) for run in others)
+    assert len(pools) >= 2
+
+
+SCRIPT = """
+from replication import Run, run_all
+if __name__ == "__main__":
+    run_all([Run("resnet-20")], {results!r})
+"""
+
+
+def alive(group):
+    """Whether any process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_the_process_that_waits_for_them(tmp_path, how):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(results=str(tmp_path)))
+    process = subprocess.Popen([sys.executable, script], start_new_session=True, stderr=subprocess.DEVNULL)
+    history = Run("resnet-20").folder(tmp_path) / "history.csv"
+    while not history.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, how)
+    assert process.wait(timeout=20) != 0
+    deadline = time.monotonic() + 20
+    while alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(process.pid)
+
+
+def test_records_of_other_images_are_refused(pets, tmp_path, here):
+    run = Run("resnet-8", "pets", schedule=SCHEDULE / 60)
+    run_all([run], tmp_path / "results", pets, executor=here)
+    write_images(tmp_path / "other" / "pets", seed=1)
+    with pytest.raises(
+        ValueError, match=r"was made from other images than 'pets' in .*other now holds: bring these back"
+    ):
+        run_all([run], tmp_path / "results", tmp_path / "other")
+    assert len(run_all([run], tmp_path / "results", tmp_path / "nothing")) == 1
 
 
 @pytest.mark.parametrize(

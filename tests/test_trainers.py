@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import write_images
 
-from replication import Run, data, evaluate, models, trainers
+from replication import Run, data, evaluate, grid, models, recipes, trainers
 from replication.models import NetName
 
 SCHEDULE = 0.02  # 22 iterations on digits
@@ -172,6 +174,24 @@ def test_a_killed_run_goes_on_to_the_same_result(tmp_path):
 def checkpoint_after(folder, iteration):
     path = folder / "checkpoint.pt"
     return path.exists() and torch.load(path, weights_only=True)["iteration"] >= iteration
+
+
+def test_a_run_that_diverges_says_where_and_keeps_its_history(tmp_path, monkeypatch):
+    monkeypatch.setitem(recipes.RECIPES, "digits", replace(recipes.RECIPES["digits"], lr=1e20))
+    run = Run("plain-8", schedule=SCHEDULE)
+    with pytest.raises(
+        FloatingPointError, match=r"the loss is nan after \d+ iterations at a rate of 1e\+20: plain-8 diverged"
+    ):
+        trainers.train(run, tmp_path)
+    assert not (run.folder(tmp_path) / "summary.json").exists()
+
+
+def test_threads_of_one_process_do_not_disturb_each_other(tmp_path):
+    runs = grid(["plain-8"], seeds=[0, 1, 2], schedule=SCHEDULE)
+    with ThreadPoolExecutor(3) as executor:
+        together = list(executor.map(trainers.train, runs, [tmp_path / "together"] * 3))
+    for record in together:
+        assert_same(record, trainers.train(record.run, tmp_path / "alone"))
 
 
 def test_a_checkpoint_of_other_images_is_refused(tmp_path, monkeypatch):
