@@ -160,7 +160,7 @@ def curves(records, panels):
     standard deviation. Nets without a record are left out.
     Raises ValueError for no records at all, and for records of different conditions: these are no seeds of one another.
     """
-    title = described(_alike(errors(records)))
+    conditions = described(_alike(errors(records)))
     histories = _histories(records)
     run = set(histories["net"])
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=1.1):
@@ -173,7 +173,7 @@ def curves(records, panels):
             axes.xaxis.set_major_formatter("{x:,.0f}")
             if len(parts) > 1:
                 axes.legend(handles=[plt.Line2D([], [], color="0.2", label=part, **STYLES[part]) for part in parts])
-        figure.suptitle(title, fontsize="small", color="0.35")
+        figure.suptitle(conditions, fontsize="small", color="0.35")
         figure.tight_layout(w_pad=3)
     plt.close(figure)  # the notebook shows what the function returns, once
     return figure

@@ -129,6 +129,7 @@ def test_curves_show_every_net_with_training_dashed_and_test_bold(make):
     assert len(left.lines) == 4
     assert len(right.lines) == 2
     assert {text.get_text() for text in left.texts} == {"plain-20", "plain-56"}
+    assert figure.get_suptitle() == "digits, recipe digits, 1,100 iterations, float32, 1 run per net"
     for line in left.lines:
         assert (line.get_linestyle() == "--") == (line.get_linewidth() < 2)
     x, y = left.lines[1].get_data()  # the test error of plain-20, where it was measured
