@@ -57,9 +57,14 @@ class Dataset:
         return self.train.pixels.mean(0, dtype=np.float64).astype(np.float32)
 
     @property
+    def size(self):
+        """Height and width of every image."""
+        return self.train.pixels.shape[1:3]
+
+    @property
     def padding(self):
         """Zero pixels on each side before the random crop: the paper's 4 for 32x32 images, in proportion for others."""
-        return self.train.pixels.shape[1] // 8
+        return min(self.size) // 8
 
     @property
     def flips(self):
@@ -96,7 +101,7 @@ class Batches:
 
     def __init__(self, dataset, batch, seed, device="cpu"):
         pixels, labels = dataset.train
-        self.batch, self.seed, self.count, self.side = batch, seed, len(labels), pixels.shape[1]
+        self.batch, self.seed, self.count = batch, seed, len(labels)
         self.padding, self.flips = dataset.padding, dataset.flips
         edge = (self.padding, self.padding)
         padded = torch.from_numpy(np.pad(pixels, ((0, 0), edge, edge, (0, 0)))).to(device)
@@ -144,7 +149,7 @@ def centred(pixels, mean):
 def load(name, root="data", progress=True):
     """The data set of that name: ``digits``, ``cifar10``, ``cifar100`` or a folder of images.
 
-    A folder is laid out as ``<root>/<name>/{train,test}/<class>/*``, its images square and of one size.
+    A folder is laid out as ``<root>/<name>/{train,test}/<class>/*``, all images of one size.
     CIFAR is downloaded into ``root`` on first use; a folder is decoded once and cached in ``<root>/.cache``.
     Raises ValueError naming what is wrong with the name or the files and what to do.
     """
@@ -300,10 +305,6 @@ def _decode(members, bar):
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
         if pixels is None:
-            height, width = decoded.shape[:2]
-            if height != width or height < 8 or height % 4:
-                size = _size((width, height))
-                raise ValueError(f"{path} is {size}: images must be square, with a side of 8 or more, divisible by 4")
             pixels = np.empty((len(members), *decoded.shape), dtype=np.uint8)
         if decoded.shape != pixels.shape[1:]:
             size, first = _size(decoded.shape[1::-1]), _size(pixels.shape[2:0:-1])

@@ -13,16 +13,21 @@ def parameters(net):
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-def multiply_adds(net, side):
-    """Multiply-adds of convolutions and classifier for one image of ``side`` x ``side`` pixels, as in Table 1."""
+def multiply_adds(net, size):
+    """Multiply-adds of convolutions and classifier for one image (Table 1); ``size``: its side, or height and width."""
     net = copy.deepcopy(net).to("meta").eval()  # shapes only: nothing is computed
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.empty(1, 3, side, side, device="meta"))
+        net(_image(size))
     return counter.get_total_flops() // 2  # the counter takes a multiply-add for two operations
 
 
-def layers(net, side):
-    """The weighted layers of a net on ``side`` x ``side`` images, as a table, in the order an image passes them.
+def _image(size):
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.empty(1, 3, height, width, device="meta")
+
+
+def layers(net, size):
+    """The weighted layers of a net, as a table, in the order an image passes them; ``size`` as in ``multiply_adds``.
 
     Columns: name; kind ("3x3 conv" or "fc"); channels; stride; map, the side of what leaves it; multiply_adds; around,
     the number of layers bypassed by the shortcut that ends behind it (0: none ends there); grows, whether dimensions
@@ -50,7 +55,7 @@ def layers(net, side):
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(lambda module, _, output, name=name: note(name, module, output))
     with torch.no_grad():
-        net(torch.empty(1, 3, side, side, device="meta"))
+        net(_image(size))
     for name, places in blocks.items():
         block = net.get_submodule(name)
         if getattr(block, "residual", False):

@@ -171,6 +171,7 @@ def curves(records, panels):
             _panel(axes, histories, [net for net in nets if net in run], parts)
             axes.set(xlabel="iterations", ylabel="error (%)")
             axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.yaxis.set_major_locator(plt.MaxNLocator(6, steps=[1, 2, 5, 10]))
             if len(parts) > 1:
                 axes.legend(handles=[plt.Line2D([], [], color="0.2", label=part, **STYLES[part]) for part in parts])
         figure.suptitle(conditions, fontsize="small", color="0.35")
@@ -208,7 +209,8 @@ def _top(histories, nets):
 
 def _panel(axes, histories, nets, parts):
     """Draw nets from light, the first, to dark, the last: the order of lightness is read in grey, too."""
-    colours = dict(zip(nets, sns.color_palette("viridis_r", len(nets) + 1)[1:], strict=True))
+    last = max(1, len(nets) - 1)
+    colours = {net: plt.get_cmap("viridis")(0.78 * (1 - place / last)) for place, net in enumerate(nets)}
     ends = {}
     for net in nets:
         for part in parts:

@@ -65,16 +65,16 @@ def _train(runs, results, data, executor):
     loaded = {name: datasets.load(name, data) for name in dict.fromkeys(run.dataset for run in runs)}
     for run in runs:
         loaded[run.dataset].hold_out(run.holdout)
-    sides = {name: dataset.test.pixels.shape[1] for name, dataset in loaded.items()}
+    sizes = {name: dataset.size for name, dataset in loaded.items()}
     del loaded
-    costs = {run: trainers.cost(run, sides[run.dataset]) * run.settings.iterations for run in runs}
+    costs = {run: trainers.cost(run, sizes[run.dataset]) * run.settings.iterations for run in runs}
     runs = sorted(runs, key=costs.get, reverse=True)  # the longest first: none is left running alone at the end
     total = sum(run.settings.iterations for run in runs)
     with datasets.progress_bar(total, _title(runs), "iterations") as bar:
         if executor is not None:
             errors = _follow(_submit(executor, runs, results, data), results, bar)
         else:
-            threads = max(trainers.threads_for(run, sides[run.dataset]) for run in runs)
+            threads = max(trainers.threads_for(run, sizes[run.dataset]) for run in runs)
             at_once = 1 if torch.cuda.is_available() else max(1, trainers.cores() // threads)
             errors = _train_locally(runs, results, data, min(at_once, len(runs)), bar)
     if errors:

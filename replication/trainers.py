@@ -29,24 +29,24 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def cost(run, side):
-    """Multiply-adds of one forward pass of a batch of ``side`` x ``side`` images."""
-    return run.settings.batch * _multiply_adds(run.name, side)
+def cost(run, size):
+    """Multiply-adds of one forward pass of a batch of images of that height and width."""
+    return run.settings.batch * _multiply_adds(run.name, size)
 
 
 @functools.cache
-def _multiply_adds(name, side):
+def _multiply_adds(name, size):
     with torch.device("meta"):
-        return measure.multiply_adds(name.build(classes=10), side)
+        return measure.multiply_adds(name.build(classes=10), size)
 
 
-def threads_for(run, side):
+def threads_for(run, size):
     """Threads that a run is trained with on this machine.
 
     The order of floating-point sums, and so the last digits of a result, depends on their number. It is therefore a
     function of run and machine alone, whatever else is trained beside it.
     """
-    return int(min(cores(), max(1, cost(run, side) // MULTIPLY_ADDS_A_THREAD)))
+    return int(min(cores(), max(1, cost(run, size) // MULTIPLY_ADDS_A_THREAD)))
 
 
 def recording_points(iterations, batch, test_images):
@@ -85,7 +85,7 @@ def train(run, results="results", data="data"):
 def _computing(run, dataset):
     """The state of torch that a result depends on, put back afterwards: threads and exact, repeatable convolutions."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads_for(run, dataset.test.pixels.shape[1]))
+    torch.set_num_threads(threads_for(run, dataset.size))
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
@@ -198,7 +198,7 @@ class _Training:
         return {
             **{name: last[name] for name in last if name.endswith(("_error", "_loss"))},
             "parameters": measure.parameters(self.net),
-            "multiply_adds": measure.multiply_adds(self.net, self.batches.side),
+            "multiply_adds": measure.multiply_adds(self.net, self.dataset.size),
             "seconds": self.seconds,
             "images_per_second": self.iteration * self.recipe.batch / self.training_seconds,
             "iterations": self.iteration,

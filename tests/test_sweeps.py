@@ -108,8 +108,10 @@ def test_a_run_that_kills_its_worker_every_time_loses_no_other(tmp_path, pools):
 
 
 SCRIPT = """
+import signal
 from replication import Run, run_all
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell that runs the tests does with it
     run_all([Run("resnet-20")], {results!r})
 """
 

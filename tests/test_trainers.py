@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import write_images
+from PIL import Image
 
 from replication import Run, data, evaluate, grid, models, recipes, trainers
 from replication.models import NetName
@@ -97,6 +98,17 @@ def test_training_is_what_the_recipe_says(tmp_path):
         assert row["train_loss"] == pytest.approx(loss.item(), rel=1e-3)
     for name, value in weights(record).items():
         torch.testing.assert_close(value, net.state_dict()[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_images_need_not_be_square(tmp_path):
+    for part, name in itertools.product(("train", "test"), ("cat", "dog")):
+        (tmp_path / "pets" / part / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (21, 10), (80 * number, 0, 0)).save(tmp_path / "pets" / part / name / f"{number}.png")
+    dataset = data.load("pets", tmp_path)
+    assert dataset.size == (10, 21)
+    assert data.Batches(dataset, 4, seed=0)(0)[0].shape == (4, 3, 10, 21)
+    assert trainers.train(Run("resnet-8", "pets", schedule=3e-5), tmp_path, tmp_path).summary["iterations"] == 2
 
 
 def test_the_test_error_is_that_of_the_weights_left(tmp_path):
