@@ -5,9 +5,11 @@ Parameters are named as in torchvision's ResNet (``conv1``, ``bn1``, ``layer1.0.
 """
 
 import difflib
+import pickle
 import re
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -158,6 +160,67 @@ def imagenet_net(depth, residual=True, shortcut="B", classes=1000, stride_on="1x
     if depth < 50:
         return Net(stem, BasicBlock, widths, blocks, classes, shortcut=shortcut if residual else None)
     return Net(stem, Bottleneck, widths, blocks, classes, shortcut=shortcut, stride_on=stride_on)
+
+
+def load_weights(net, path, zeros="behind"):
+    """Load a checkpoint of somebody else's into ``net``, which is returned.
+
+    The file may hold the weights alone or under ``state_dict`` or ``model``, with names that begin with ``module.``,
+    and may call the classifier ``linear``. ``zeros`` says where the net that it was made with puts the zero channels of
+    shortcut A: "behind" the identity, as here, or "around" it, half on either side, as widely used CIFAR nets do. Such
+    weights would load as they are and be garbage: their channels are put into our order.
+    Raises ValueError for a file that holds no weights, or not those of this net.
+    """
+    if zeros not in ("behind", "around"):
+        raise ValueError(f"zeros {zeros!r}: choose 'behind' or 'around', where the file's net has shortcut A's zeros")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is no file of weights alone, as torch.save(net.state_dict()) makes it: {error}"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
+            stored = stored[key]
+    if not isinstance(stored, dict) or not all(isinstance(value, torch.Tensor) for value in stored.values()):
+        raise ValueError(f"{path} holds no weights: expected tensors by name, alone or under 'state_dict' or 'model'")
+    named = {re.sub(r"^linear\.", "fc.", name.removeprefix("module.")): value for name, value in stored.items()}
+    # What torch added to batch norm after some checkpoints were made; it plays no part in their errors.
+    expected = net.state_dict()
+    named = {name: expected[name] for name in expected if name.endswith("num_batches_tracked")} | named
+    wrong = [f"{name} is missing" for name in expected if name not in named]
+    wrong += [f"{name} is unknown" for name in named if name not in expected]
+    wrong += [
+        f"{name} is {tuple(named[name].shape)}, not {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in named and named[name].shape != value.shape
+    ]
+    if wrong:
+        listing = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise ValueError(f"{path} holds the weights of another net: {listing}")
+    net.load_state_dict(_zeros_behind(net, named) if zeros == "around" else named)
+    return net
+
+
+def _zeros_behind(net, weights):
+    """Weights made with shortcut A's zeros around the identity, in the order of channels that puts them behind it."""
+    weights = dict(weights)
+    order = list(range(net.conv1.out_channels))  # in our order, which channel of theirs each is
+    for name, block in net.named_modules():
+        if not isinstance(block, BasicBlock):
+            continue
+        weights[f"{name}.conv1.weight"] = weights[f"{name}.conv1.weight"][:, order]
+        if isinstance(block.downsample, ZeroPadding):
+            before = block.downsample.extra // 2
+            shown = [before + channel for channel in order]
+            order = shown + sorted(set(range(block.conv2.out_channels)) - set(shown))
+        weights[f"{name}.conv2.weight"] = weights[f"{name}.conv2.weight"][order]
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            weights[f"{name}.bn2.{part}"] = weights[f"{name}.bn2.{part}"][order]
+    weights["fc.weight"] = weights["fc.weight"][:, order]
+    return weights
 
 
 class NetName(NamedTuple):

@@ -210,7 +210,7 @@ def _top(histories, nets):
 def _panel(axes, histories, nets, parts):
     """Draw nets from light, the first, to dark, the last: the order of lightness is read in grey, too."""
     last = max(1, len(nets) - 1)
-    colours = {net: plt.get_cmap("viridis")(0.78 * (1 - place / last)) for place, net in enumerate(nets)}
+    colours = {net: plt.get_cmap("viridis")(0.65 * (1 - place / last)) for place, net in enumerate(nets)}
     ends = {}
     for net in nets:
         for part in parts:

@@ -225,3 +225,85 @@ def test_unknown_nets_are_refused_with_the_choices(name, message):
 def test_bad_arguments_are_refused(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+class ZerosAround(nn.Module):
+    """Shortcut A as widely used CIFAR nets have it: half of the zero channels before the identity, half behind it."""
+
+    def __init__(self, extra):
+        super().__init__()
+        self.half = extra // 2
+
+    def forward(self, x):
+        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.half, self.half))
+
+
+def of_others(zeros, depth=14):
+    """A net as others build it, with weights and statistics that are nowhere trivial."""
+    torch.manual_seed(3)
+    net = models.cifar_net(depth)
+    if zeros == "around":
+        net.layer2[0].downsample, net.layer3[0].downsample = ZerosAround(16), ZerosAround(32)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    net(torch.randn(16, 3, 32, 32))
+    return net.eval()
+
+
+@pytest.mark.parametrize("zeros", ["behind", "around"])
+def test_weights_of_either_kind_of_shortcut_a_give_their_own_logits(tmp_path, zeros):
+    theirs = of_others(zeros)
+    names = {name.replace("fc.", "linear."): value for name, value in theirs.state_dict().items()}
+    old = {f"module.{name}": value for name, value in names.items() if "num_batches" not in name}
+    torch.save({"state_dict": old, "epoch": 200, "best_prec1": 91.7}, tmp_path / "checkpoint.th")
+    images = torch.randn(4, 3, 32, 32)
+    ours = models.load_weights(models.cifar_net(14), tmp_path / "checkpoint.th", zeros=zeros).eval()
+    other = "around" if zeros == "behind" else "behind"
+    garbage = models.load_weights(models.cifar_net(14), tmp_path / "checkpoint.th", zeros=other).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images))
+        assert not torch.allclose(garbage(images), theirs(images), atol=0.1)
+
+
+def test_torchvisions_files_load(tmp_path):
+    theirs = torchvision.models.resnet18()
+    torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
+    net = models.load_weights(models.imagenet_net(18), tmp_path / "resnet18.pth")
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in net.state_dict().items())
+
+
+class Hostile:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (Hostile(), "is no file of weights alone"),
+        ([1, 2], "holds no weights"),
+        ({"state_dict": {"conv1.weight": 1}}, "holds no weights"),
+        (models.cifar_net(20).state_dict(), "layer1.2.conv1.weight is unknown"),
+        (models.cifar_net(8).state_dict(), "layer1.1.conv1.weight is missing.*; and 25 more"),
+        (models.cifar_net(14, classes=100).state_dict(), r"fc.weight is \(100, 64\), not \(10, 64\)"),
+    ],
+)
+def test_other_files_are_refused_and_leave_the_net_as_it_was(tmp_path, stored, message, capsys):
+    torch.save(stored, tmp_path / "file.pt")
+    net = models.cifar_net(14)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        models.load_weights(net, tmp_path / "file.pt")
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    torch.save(models.cifar_net(14).state_dict(), tmp_path / "file.pt")
+    (tmp_path / "file.pt").write_bytes((tmp_path / "file.pt").read_bytes()[:5000])
+    with pytest.raises(ValueError, match="is no file of weights alone"):
+        models.load_weights(models.cifar_net(14), tmp_path / "file.pt")
+    with pytest.raises(ValueError, match="zeros 'front': choose 'behind' or 'around'"):
+        models.load_weights(models.cifar_net(14), tmp_path / "file.pt", zeros="front")
