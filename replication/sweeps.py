@@ -105,6 +105,7 @@ def _train_in_processes(runs, results, data, workers, bar):
     finally:
         pool.shutdown(cancel_futures=True)
         ours.close()
+        theirs.close()
 
 
 def _submit(executor, runs, results, data):
