@@ -52,7 +52,6 @@ TABLE_6 = Published(
     "paper: test error %, CIFAR-10, 64,000 iterations",
     {"dataset": "cifar10", "recipe": "cifar", "iterations": 64_000, "holdout": 0},
 )
-RESNET_110_FIVE_RUNS = (6.61, 0.16)  # mean and standard deviation
 
 # Table 3: top-1 errors of the 34-layer nets that differ in their shortcuts.
 TABLE_3_SHORTCUTS = Published(

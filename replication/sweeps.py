@@ -63,8 +63,8 @@ def _check_data(records, data):
 def _train(runs, results, data, executor):
     # Loaded here first, so that bad data fails at once and the workers find it downloaded and decoded.
     loaded = {name: datasets.load(name, data) for name in dict.fromkeys(run.dataset for run in runs)}
-    for run in runs:
-        loaded[run.dataset].hold_out(run.holdout)
+    for name, count in {(run.dataset, run.holdout) for run in runs}:
+        loaded[name].hold_out(count)
     sizes = {name: dataset.size for name, dataset in loaded.items()}
     del loaded
     costs = {run: trainers.cost(run, sizes[run.dataset]) * run.settings.iterations for run in runs}
