@@ -1,9 +1,17 @@
-"""Errors of a net on images it is not trained on."""
+"""Errors of nets on images they are not trained on, in every way that the paper tests them."""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
-from replication.data import centred
+from replication import data as datasets
+from replication import measure, models, runs
 
 
 def autocast(device, precision):
@@ -11,23 +19,282 @@ def autocast(device, precision):
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def single_view(net, images, mean, device="cpu", precision="float32", batch=500):
-    """Top-1 error in percent and mean cross-entropy of the single, unaltered view of every image (section 4.2).
+def single_view(net, views, device="cpu", precision="float32"):
+    """Top-1 error in percent and mean cross-entropy over the views of a part, one an image.
 
-    ``images``: pixels (N, H, W, 3) in uint8 and labels (N,). ``mean``: the training part's, (H, W, 3).
-    The net's mode is put back afterwards.
+    ``views``: inputs ``(N, 3, H, W)`` and labels ``(N,)`` on ``device``, batch by batch, as of ``dataset.views``.
+    In a group of processes each gives its share, and all get the errors over everything. The net's mode is put back
+    afterwards. Raises ValueError for no image at all.
     """
     training = net.training
     net.eval()
-    mean = torch.as_tensor(mean, device=device)
-    wrong = torch.zeros((), dtype=torch.int64, device=device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # wrong, loss, images
     with torch.inference_mode(), autocast(device, precision):
-        for start in range(0, len(images.labels), batch):
-            pixels = torch.from_numpy(images.pixels[start : start + batch]).to(device)
-            labels = torch.from_numpy(images.labels[start : start + batch]).to(device)
-            logits = net(centred(pixels, mean)).float()
-            wrong += (logits.argmax(1) != labels).sum()
-            loss += F.cross_entropy(logits, labels, reduction="sum")
+        for inputs, labels in views:
+            logits = net(inputs).float()
+            sums[0] += (logits.argmax(1) != labels).sum()
+            sums[1] += F.cross_entropy(logits, labels, reduction="sum")
+            sums[2] += len(labels)
     net.train(training)
-    return 100 * wrong.item() / len(images.labels), loss.item() / len(images.labels)
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    wrong, loss, count = sums.tolist()
+    if not count:
+        raise ValueError("there is no image to measure an error on")
+    return 100 * wrong / count, loss / count
+
+
+def centre_crop(image):
+    """The central 224 crop of a photograph with a shorter side of 256: one view (1, 224, 224, 3) in uint8."""
+    return [datasets.central_crop(image)[None]]
+
+
+def ten_crop(image):
+    """Centre and corners of the central 256x256 of a photograph with a shorter side of 256, and their mirror images.
+
+    The standard 10-crop of Krizhevsky et al. 2012 (the paper's [21]): one tensor (10, 224, 224, 3) in uint8.
+    """
+    from torchvision.transforms.v2 import functional as v2
+
+    square = v2.center_crop(datasets.resized(image, datasets.TEST_SIDE), [datasets.TEST_SIDE])
+    crops = [v2.pil_to_tensor(crop).permute(1, 2, 0) for crop in v2.ten_crop(square, [datasets.CROP])]
+    return [torch.stack(crops)]
+
+
+def multi_scale(image):
+    """The whole photograph, its shorter side resized to 224, 256, 384, 480 and 640: five views (1, H, W, 3) in uint8.
+
+    A net sees them fully convolutionally: its global average pooling takes a map of any size (section 3.4).
+    """
+    from torchvision.transforms.v2 import functional as v2
+
+    sides = datasets.TEST_SIDES
+    return [v2.pil_to_tensor(datasets.resized(image, side)).permute(1, 2, 0)[None] for side in sides]
+
+
+WAYS = {"centre crop": centre_crop, "10-crop": ten_crop, "multi-scale": multi_scale}
+
+
+def _seen(image, ways):
+    return {way: WAYS[way](image) for way in ways}
+
+
+class Tested(NamedTuple):
+    """A net, and what makes its inputs: pixels less ``mean``, divided by 255 and by ``std``, as in ``data.centred``."""
+
+    net: torch.nn.Module
+    mean: torch.Tensor
+    std: torch.Tensor | None = None
+
+
+def scores(tested, photographs, precision="float32"):
+    """Softmax scores ``(N, classes)`` of N photographs, the mean over their views.
+
+    ``photographs``: of each a list of tensors of views, (k, H, W, 3) in uint8. What is of one size is seen at once.
+    """
+    device, sizes = tested.mean.device, {}
+    for number, tensors in enumerate(photographs):
+        for views in tensors:
+            sizes.setdefault(views.shape, []).append((number, views))
+    total, count = None, sum(len(views) for views in photographs[0])
+    for shape, members in sizes.items():
+        numbers, views = zip(*members, strict=True)
+        inputs = datasets.centred(torch.cat(views).to(device), tested.mean, tested.std)
+        with torch.inference_mode(), autocast(device, precision):
+            logits = tested.net(inputs)
+        found = logits.float().softmax(1).unflatten(0, (len(views), shape[0])).sum(1)
+        total = found.new_zeros(len(photographs), found.shape[1]) if total is None else total
+        total.index_add_(0, torch.tensor(numbers, device=device), found)
+    return total / count
+
+
+def errors(entries, dataset, ways=tuple(WAYS), precision="float32", batch=8, workers=None, unreadable="skip"):
+    """Top-1 and top-5 errors in percent on the test part of an ``ImageNet``, for each entry in each way.
+
+    entries: {name: [Tested, ...]}; the scores of several nets are averaged: an ensemble.
+    ways: of ``WAYS``. The test images are read once, ``batch`` at a time, for all: memory does not grow with them.
+    Returns {name: {way: {"top1": ..., "top5": ...}, "images": ..., "unreadable": ...}}. With fewer than six classes
+    there is no top-5 error: it is None.
+    Raises ValueError when no image can be read, or with ``unreadable="error"`` for any that cannot.
+    """
+    nets = {id(tested.net): tested for members in entries.values() for tested in members}
+    for tested in nets.values():
+        tested.net.eval().to(tested.mean.device, memory_format=torch.channels_last)
+    wrong = {(name, way): torch.zeros(2, dtype=torch.int64) for name in entries for way in ways}
+    images, failed = 0, {}
+    view = functools.partial(_seen, ways=ways)
+    with datasets.progress_bar(len(dataset.test.labels), f"testing {len(nets)} nets", "images") as bar:
+        for seen, labels, errors in datasets.read(dataset, dataset.test, view, batch, workers, unreadable):
+            failed |= errors
+            images += len(labels)
+            bar.update(len(labels) + len(errors))
+            for way in ways if seen else ():
+                found = {key: scores(tested, [views[way] for views in seen], precision) for key, tested in nets.items()}
+                for name, members in entries.items():
+                    mean = torch.stack([found[id(tested.net)] for tested in members]).mean(0)
+                    best = mean.topk(min(5, mean.shape[1])).indices.cpu() == labels[:, None]
+                    wrong[name, way] += torch.stack([~best[:, 0], ~best.any(1)]).sum(1)
+    if not images:
+        raise ValueError(f"none of the test images of {dataset.folder} can be read")
+    for path, error in failed.items():
+        print(f"{path} cannot be read and is left out: {error}")
+    counts = {"images": images, "unreadable": len(failed)}
+    few = len(dataset.classes) < 6
+    return {
+        name: {
+            way: {
+                "top1": 100 * wrong[name, way][0].item() / images,
+                "top5": None if few else 100 * wrong[name, way][1].item() / images,
+            }
+            for way in ways
+        }
+        | counts
+        for name in entries
+    }
+
+
+TORCHVISION = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # of the inputs of torchvision's nets
+OTHERS = ("net", "path", "inputs", "zeros", "stride_on")
+
+
+def check_other(label, options, imagenet):
+    """Check the options of ``load_other``, which are returned complete; raises as it does."""
+    if not isinstance(options, dict):
+        raise TypeError(f"weights {label!r}: give its options, such as {{'net': 'resnet-20', 'path': 'file.pth'}}")
+    try:
+        for option in options:
+            runs.choice("option", option, OTHERS)
+        name = models.NetName.parse(options.get("net"), imagenet)
+        inputs = runs.choice("inputs", options.get("inputs", "torchvision"), ("torchvision", "ours"))
+        complete = {"name": name, "inputs": inputs, "zeros": "behind", "variant": {}}
+        if imagenet and name.depth >= 50:
+            stride_on = runs.choice("stride_on", options.get("stride_on"), ("1x1", "3x3"))
+            complete["variant"] = {"stride_on": stride_on}
+        if name.residual and name.shortcut == "A" and not imagenet:
+            complete["zeros"] = runs.choice("zeros", options.get("zeros"), ("behind", "around"))
+        if not Path(options.get("path", "")).is_file():
+            raise ValueError(f"path {options.get('path')!r}: there is no such file")
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"weights {label!r}: {error}") from error
+    return complete
+
+
+def load_other(label, options, dataset):
+    """Weights of somebody else's, ready to be tested on a data set: a ``Tested`` on this machine's device.
+
+    options: ``net``, a name of the paper's; ``path`` of the checkpoint; ``inputs``, "torchvision" (left out), where as
+    in most of the field each channel is less a mean and divided by a deviation, or "ours"; for CIFAR nets with shortcut
+    A ``zeros``, "behind" or "around" (see ``models.load_weights``); for bottlenecks ``stride_on``, "1x1" or "3x3" (see
+    ``models.imagenet_net``). The last two must be said: weights load either way, and in the wrong one are garbage.
+    Raises ValueError or TypeError naming the label and what is wrong.
+    """
+    complete = check_other(label, options, datasets.is_imagenet(dataset.name))
+    net, device = complete["name"].build(len(dataset.classes), **complete["variant"]), _device()
+    try:
+        models.load_weights(net, options["path"], complete["zeros"])
+    except ValueError as error:
+        raise ValueError(f"weights {label!r}: {error}") from error
+    if complete["inputs"] == "ours":
+        return Tested(net.to(device), torch.from_numpy(dataset.mean).to(device))
+    mean, std = (torch.tensor(TORCHVISION[part], device=device) for part in ("mean", "std"))
+    return Tested(net.to(device), 255 * mean, std)
+
+
+def errors_of_others(weights, dataset, data="data", precision="float32"):
+    """Test weights of others on a data set of small images: [{"net": label, "parameters": ..., "test_error": ...}].
+
+    weights: {label: options of ``load_other``}. Test errors are in percent, of the single view.
+    """
+    for label, options in weights.items():
+        check_other(label, options, imagenet=False)
+    if not weights:
+        return []
+    loaded, rows = datasets.load(dataset, data), []
+    for label, options in weights.items():
+        net, mean, std = load_other(label, options, loaded)
+        views = loaded.views(loaded.test, mean.device, mean=mean, std=std)
+        error, _ = single_view(net, views, mean.device, precision)
+        rows.append({"net": label, "parameters": measure.parameters(net), "test_error": error})
+    return rows
+
+
+def check(nets, ways=tuple(WAYS), ensemble=(), weights=None):
+    """Raise ValueError or TypeError for what ``evaluations`` of these nets would refuse, before they are trained."""
+    for way in runs.a_list("ways", ways):
+        runs.choice("way", way, WAYS)
+    for net in ensemble:
+        runs.choice("net of the ensemble", net, nets)
+    for label, options in (weights or {}).items():
+        check_other(label, options, imagenet=True)
+
+
+def evaluations(
+    records, dataset, data="data", weights=None, ensemble=(), ways=tuple(WAYS), precision="float32", folder="results"
+):
+    """Errors in each way of runs on an ``ImageNet``, of weights of others and of an ensemble of runs: {name: errors}.
+
+    A run's are kept in ``evaluation.json`` beside its record and loaded from there, the others' and the ensemble's in
+    ``<folder>/evaluations.json``; what is missing is measured in one pass over the test images. Names are run ids, the
+    labels of ``weights`` (their options as in ``load_other``), and "ensemble". Runs without weights and without errors
+    from before are left out, with a line that says so.
+    ensemble: names of nets, of each the first run.
+    Raises ValueError or TypeError for unknown ways, for bad options, and for a net of the ensemble without a run.
+    """
+    check([record.run.net for record in records], ways, ensemble, weights)
+    weights, own = weights or {}, {record.run.id: record for record in records}
+    first = {record.run.net: record for record in reversed(records)}
+    together = [first[net] for net in ensemble]
+    files = {name: [record.folder / "weights.pt"] for name, record in own.items()}
+    files |= {label: [Path(options.get("path", ""))] for label, options in weights.items()}
+    files |= {"ensemble": [record.folder / "weights.pt" for record in together]} if together else {}
+    kept = Path(folder) / "evaluations.json"
+    stored = json.loads(kept.read_text()) if kept.exists() else {}
+    stored |= {name: record.evaluation for name, record in own.items() if record.evaluation}
+    done, missing, keys = {}, [], {}
+    for name, paths in files.items():
+        keys[name] = {"precision": precision, "weights": _digest(paths), "options": weights.get(name)}
+        keys[name] |= {"fingerprint": records[0].fingerprint if records else None}
+        known = stored.get(name, {})
+        changed = keys[name]["weights"] is not None and {key: known.get(key) for key in keys[name]} != keys[name]
+        if not changed and set(ways) <= set(known):
+            done[name] = known
+        elif name not in weights and keys[name]["weights"] is None:
+            print(f"{name}: not tested, since there are no weights of it here")
+        else:
+            missing.append(name)
+    if not missing:
+        return done
+    loaded = datasets.load(dataset, data)
+    nets = {name: load_other(name, options, loaded) for name, options in weights.items() if name in missing}
+    for name, record in own.items():
+        if name in missing or (record in together and "ensemble" in missing):
+            net = record.run.name.build(len(loaded.classes))
+            models.load_weights(net, record.folder / "weights.pt")
+            nets[name] = Tested(net.to(_device()), torch.from_numpy(loaded.mean).to(_device()))
+    entries = {name: [nets[name]] for name in missing if name != "ensemble"}
+    if "ensemble" in missing:
+        entries["ensemble"] = [nets[record.run.id] for record in together]
+    found = errors(entries, loaded, ways, precision)
+    for name in found:
+        found[name] |= keys[name]
+        if name in own:
+            runs.write(own[name].folder / "evaluation.json", runs.json_text(found[name]))
+    others = {name: result for name, result in (stored | found).items() if name in weights or name == "ensemble"}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    runs.write(kept, runs.json_text(others))
+    return done | found
+
+
+def _digest(paths):
+    """SHA-256 over files of weights; None where one is missing."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _device():
+    return "cuda" if torch.cuda.is_available() else "cpu"

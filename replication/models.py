@@ -268,10 +268,10 @@ class NetName(NamedTuple):
         usual = self.shortcut == self.usual_shortcut(self.depth, self.imagenet)
         return f"{'resnet' if self.residual else 'plain'}-{self.depth}{'' if usual else f'-{self.shortcut}'}"
 
-    def build(self, classes):
-        """The net itself, freshly initialized from torch's generator."""
+    def build(self, classes, **variant):
+        """The net itself, freshly initialized from torch's generator; ``variant``: its ``stride_on``."""
         family = imagenet_net if self.imagenet else cifar_net
-        return family(self.depth, self.residual, self.shortcut, classes)
+        return family(self.depth, self.residual, self.shortcut, classes, **variant)
 
 
 def check_cifar_depth(depth):

@@ -12,9 +12,10 @@ from replication.paper import TABLE_6
 from replication.runs import write
 
 # What must be equal for errors to be compared: among them the images themselves, by their fingerprint.
-CONDITIONS = ["dataset", "fingerprint", "recipe", "iterations", "precision", "holdout"]
+CONDITIONS = ["dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "group"]
 KINDS = {"plain": "plain nets", "resnet": "residual nets"}
 ERRORS = {"train_error": "training error", "test_error": "test error"}
+TESTED = {"top1": "top-1 error", "top5": "top-5 error"}
 LOOKS = [
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: 0.5em"},
     {"selector": "td", "props": "white-space: nowrap"},
@@ -25,40 +26,89 @@ STYLES = {
 }
 
 
-def errors(records, nets=(), published=TABLE_6):
+def errors(records, nets=(), published=TABLE_6, others=()):
     """One row for each net and condition: mean and standard deviation of its errors over n seeds, beside the paper's.
 
     Errors are in percent; ``train_error`` is the mean over the batches of the history's last row, a hundredth of a
     full run, as they were trained on. A deviation is empty for a single run. ``nets``: names that get a row even
-    without a record.
+    without a record. ``others``: rows of their own, as of ``evaluate.errors_of_others``.
     ``comparable`` says whether a row was measured under the paper's conditions.
     """
-    rows = []
-    if records:
-        every = pd.DataFrame([_conditions(record) | record.summary for record in records])
-        for values, group in every.groupby(["net", *CONDITIONS], sort=False):
-            row = dict(zip(["net", *CONDITIONS], values, strict=True)) | {"n": len(group)}
-            for error in ERRORS:
-                row |= {error: group[error].mean(), f"{error}_std": group[error].std()}
-            rows.append(row | {"parameters": group["parameters"].iloc[0], "seconds": group["seconds"].mean()})
+    rows = _means(records, lambda record: record.summary, ERRORS)
     rows += [{"net": net, "n": 0} for net in nets if net not in {row["net"] for row in rows}]
+    rows += [dict(other) | {"n": 1} for other in others]
     spreads = [name for error in ERRORS for name in (error, f"{error}_std")]
     table = pd.DataFrame(rows, columns=["net", "parameters", *CONDITIONS, "n", *spreads, "seconds"])
-    table = table.astype({"parameters": "Int64", "iterations": "Int64", "holdout": "Int64"})
+    table = table.astype({"parameters": "Int64", "iterations": "Int64", "holdout": "Int64", "group": "Int64"})
     alike = [published.conditions is not None and published.conditions.items() <= row.items() for row in rows]
     paper_errors = table["net"].map(published.errors).astype(float)
     return table.assign(paper_error=paper_errors, paper=published.title, comparable=alike)
 
 
+def _means(records, measured, names):
+    """A row for each net and condition: number of runs, mean and deviation of what is ``measured(record)``."""
+    rows = []
+    if records:
+        every = pd.DataFrame([_conditions(record) | measured(record) for record in records])
+        for values, group in every.groupby(["net", *CONDITIONS], sort=False):
+            row = dict(zip(["net", *CONDITIONS], values, strict=True)) | {"n": len(group)}
+            for name in names:
+                values = group[name].astype(float)
+                row |= {name: values.mean(), f"{name}_std": values.std()}
+            rows.append(row | {name: group[name].mean() for name in ("parameters", "seconds") if name in group})
+    return rows
+
+
+def tested(records, evaluations, published):
+    """Tables 2 to 5: top-1 and top-5 errors in percent in the table's own way of testing, beside the paper's.
+
+    evaluations: as ``evaluate.evaluations`` gives them. One row for each net of the paper's table, run or not (``n`` is
+    the number of runs tested), then one for each of the weights of others.
+    ``comparable`` says whether a row was measured under the paper's conditions.
+    """
+    way, names = published.way, ("top1", "top5")
+    done = [record for record in records if way in evaluations.get(record.run.id, {})]
+
+    def measured(record):
+        return {name: evaluations[record.run.id][way][name] for name in names}
+
+    rows = _means(done, measured, names)
+    rows = [row for row in rows if row["net"] in published.errors]
+    own, single = {record.run.id for record in records}, "ensemble" not in published.errors
+    rows += [
+        {"net": label, "n": 1, **found[way]}
+        for label, found in evaluations.items()
+        if label not in own and way in found and single == (label != "ensemble")
+    ]
+    present = {row["net"] for row in rows}
+    rows += [{"net": net, "n": 0} for net in published.errors if net not in present]
+    place = {net: number for number, net in enumerate(published.errors)}
+    rows.sort(key=lambda row: place.get(row["net"], len(place)))
+    columns = ["net", *CONDITIONS, "n", "top1", "top1_std", "top5", "top5_std"]
+    table = pd.DataFrame(rows, columns=columns).astype({"iterations": "Int64", "holdout": "Int64", "group": "Int64"})
+    for number, name in enumerate(names):
+        table[f"paper_{name}"] = [published.errors.get(net, (None, None))[number] for net in table["net"]]
+    table = table.astype(dict.fromkeys([*columns[-4:], "paper_top1", "paper_top5"], float))
+    images = max((found["images"] for found in evaluations.values() if way in found), default=0)
+    alike = [images == 50_000 and published.conditions.items() <= row.items() for row in rows]
+    return table.assign(images=images, comparable=alike)
+
+
 def _conditions(record):
     run = record.run
     fields = {name: getattr(run, name) for name in ("net", "dataset", "recipe", "precision", "holdout")}
-    return fields | {"iterations": record.summary["iterations"], "fingerprint": record.fingerprint[:12]}
+    fields |= {"iterations": record.summary["iterations"], "fingerprint": record.fingerprint[:12]}
+    return fields | {"group": run.settings.group}
+
+
+def _runs(table):
+    """The rows of a table that stand for runs: neither nets not yet run nor weights of others."""
+    return table[(table["n"] > 0) & table["dataset"].notna()]
 
 
 def described(table):
     """The conditions of a table's runs in words: "digits, recipe digits, 1,100 iterations, float32, 1 run per net"."""
-    table = table[table["n"] > 0]
+    table = _runs(table)
     parts = [
         f"{row.dataset}, recipe {row.recipe}, {row.iterations:,} iterations, {row.precision}"
         + (f", {row.holdout:,} images held out" if row.holdout else "")
@@ -70,20 +120,34 @@ def described(table):
 
 
 def readable(table, published=TABLE_6):
-    """A table of ``errors`` for the eye: mean ± standard deviation, the paper's errors in a column of their own.
+    """A table of ``errors`` or ``tested`` for the eye: mean ± standard deviation, the paper's errors beside ours.
 
     Conditions that differ between its rows are columns, too.
     """
-    shown = {"net": table["net"], "parameters": [_number(count) for count in table["parameters"]]}
+    shown = {"net": table["net"]}
+    if "parameters" in table:
+        shown["parameters"] = [_number(count) for count in table["parameters"]]
     for name in CONDITIONS:
         if table[name].nunique() > 1:
             shown[name] = [_number(value) for value in table[name]]
-    shown["runs"] = table["n"]
-    for error, words in ERRORS.items():
-        pairs = zip(table[error], table[f"{error}_std"], strict=True)
-        shown[f"ours: {words} %"] = [_with_spread(mean, deviation) for mean, deviation in pairs]
-    shown[published.title] = [_number(error) for error in table["paper_error"]]
+    shown["runs"] = [n if ours else "–" for n, ours in zip(table["n"], _trained_here(table), strict=True)]
+    for error, words in (TESTED if "top1" in table else ERRORS).items():
+        rows = zip(table[error], table[f"{error}_std"], table["n"], table["net"], strict=True)
+        shown[f"ours: {words} %"] = [_with_spread(*row) for row in rows]
+        if f"paper_{error}" in table and table[f"paper_{error}"].notna().any():
+            shown[f"paper: {words} %"] = [_number(value) for value in table[f"paper_{error}"]]
+    if "paper_error" in table:
+        shown[published.title] = [_number(error) for error in table["paper_error"]]
     return pd.DataFrame(shown)
+
+
+def _trained_here(table):
+    """Whether a row stands for runs of ours, done or not: not so nets of others."""
+    return table["dataset"].notna() | ((table["n"] == 0) & table["net"].map(_ours))
+
+
+def _ours(net):
+    return net == "ensemble" or net.startswith(tuple(KINDS))
 
 
 def styled(table, published=TABLE_6):
@@ -97,31 +161,40 @@ def _number(value):
     return value if isinstance(value, str) else f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 
-def _with_spread(mean, deviation):
+def _with_spread(mean, deviation, n, net):
     if pd.isna(mean):
-        return "not run"
+        return "not run" if n == 0 and _ours(net) else "–"
     return f"{mean:.2f}" if pd.isna(deviation) else f"{mean:.2f} ± {deviation:.2f}"
 
 
 def caution(table):
     """What must stand under a table: what it was measured on, and whether it may be held against the paper's."""
-    done = table[table["n"] > 0]
-    if done.empty:
-        return "Nothing was run yet."
-    if done["comparable"].all():
-        return f"Ours: {described(table)}; measured as the paper's."
-    return (
-        f"Ours: {described(table)}. These are not the paper's conditions: "
-        "compare the nets of one column with each other, not ours with the paper's."
-    )
+    done, others = _runs(table), table[(table["n"] > 0) & table["dataset"].isna() & (table["net"] != "ensemble")]
+    sentences = []
+    if len(done):
+        sentences.append(f"Ours: {described(table)}.")
+    if "images" in table and (table["n"] > 0).any():
+        sentences.append(f"Tested on {table['images'].iloc[0]:,} images.")
+    if len(others):
+        sentences.append(f"Trained by others, tested here: {', '.join(others['net'])}.")
+    if (done["recipe"] == "rehearsal").any():
+        sentences.append("A rehearsal: these errors mean nothing.")
+    elif len(done) and done["comparable"].all():
+        sentences.append("Measured as the paper's.")
+    elif (table["n"] > 0).any():
+        sentences.append(
+            "These are not the paper's conditions: compare the nets of one column with each other, "
+            "not ours with the paper's."
+        )
+    return " ".join(sentences) or "Nothing was run yet."
 
 
-def save_errors(table, folder, published=TABLE_6):
-    """Write a table of ``errors``: all its numbers to ``table.csv``, ``readable`` with its caution to ``table.md``."""
+def save_errors(table, folder, published=TABLE_6, name="table"):
+    """Write a table of ``errors`` or ``tested``: all numbers to ``<name>.csv``, ``readable`` to ``<name>.md``."""
     shown = readable(table, published)
     aligned = ["left", *["right"] * (shown.shape[1] - 1)]
     text = shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
-    _save_table(table, f"{text}\n\n{caution(table)}\n", folder, "table")
+    _save_table(table, f"{text}\n\n{caution(table)}\n", folder, name)
 
 
 def save_table(table, folder, name="table"):
@@ -190,6 +263,18 @@ def figure_6(records, panels):
     return curves(records, {title: (nets, tuple(STYLES)) for title, nets in panels.items()})
 
 
+def figure_4(records):
+    """Fig. 4: training error and, bold, the validation error of the centre crop; plain nets left, residual nets right.
+
+    Shows the nets of 18 and 34 layers as far as they were run; where none was, whatever was run.
+    """
+    run = list(dict.fromkeys(record.run.net for record in records))
+    panels = {words: [net for net in (f"{kind}-18", f"{kind}-34") if net in run] for kind, words in KINDS.items()}
+    panels = {words: nets for words, nets in panels.items() if nets} or {"not in the paper's figure": run}
+    shown = {net for nets in panels.values() for net in nets}
+    return figure_6([record for record in records if record.run.net in shown], panels)
+
+
 def _histories(records):
     """All histories below each other, training and test error as rows of their own."""
     parts = []
@@ -235,7 +320,7 @@ def _apart(ends, low, high):
 
 def _alike(table):
     """The rows of a table that were run, if there are any and all under the same conditions."""
-    table = table[table["n"] > 0]
+    table = _runs(table)
     if table.empty:
         raise ValueError("there is no record to show: give at least one finished run")
     differing = [name for name in CONDITIONS if table[name].nunique() > 1]

@@ -5,13 +5,13 @@ import io
 import json
 import numbers
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
-from replication.data import check_name
+from replication.data import UNREADABLE, check_name, is_imagenet
 from replication.models import NetName, nearest
 from replication.recipes import RECIPES, own_recipe
 
@@ -24,12 +24,16 @@ class Run:
     """What determines a result. Equal runs have equal ``id``; fields at their default stay out of it.
 
     net: a name of the paper's, such as "plain-20" or "resnet-32-C"; without a letter, the paper's choice of shortcut.
-    dataset: "digits", "cifar10", "cifar100" or the name of a folder of images.
-    recipe: "cifar", "imagenet", "digits" or "note"; left out, the data set's own.
+    dataset: "digits", "cifar10", "cifar100" or the name of a folder of images; one that begins with "imagenet" is in
+        ImageNet's layout and trains the nets of Table 1.
+    recipe: "cifar", "imagenet", "digits", "note" or "rehearsal"; left out, the data set's own.
     seed: of the initial weights, the order of images and their augmentation.
     schedule: the fraction of the recipe's iterations, above 0 up to 1.
     precision: "float32", or "bfloat16" for automatic mixed precision.
     holdout: training images held out for validation (the paper sets its CIFAR schedule with 5,000).
+    group: images that batch norm sees at once, in training: they divide the recipe's batch, the smaller they are, the
+        less memory is needed and the more processes can share a batch; left out, the recipe's own.
+    unreadable: a photograph that cannot be read in training is replaced by another ("skip") or ends the run ("error").
 
     Raises TypeError or ValueError naming the value, the choices and, where there is one, the nearest match.
     """
@@ -41,12 +45,12 @@ class Run:
     schedule: float = 1.0
     precision: str = "float32"
     holdout: int = 0
+    group: int | None = None
+    unreadable: str = "skip"
 
     def __post_init__(self):
         check_name(self.dataset)
-        if self.dataset == "imagenet":
-            raise ValueError("dataset 'imagenet': its nets and recipe are here, its images cannot be trained on yet")
-        name = NetName.parse(self.net)
+        name = NetName.parse(self.net, is_imagenet(self.dataset))
         own = own_recipe(self.dataset)
         values = {
             "net": str(name),
@@ -55,9 +59,25 @@ class Run:
             "schedule": self._fraction(),
             "precision": choice("precision", self.precision, PRECISIONS),
             "holdout": whole("holdout", self.holdout),
+            "unreadable": choice("unreadable", self.unreadable, UNREADABLE),
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
+        object.__setattr__(self, "group", self._own_group())
+
+    def _own_group(self):
+        """The group, or None where it is the recipe's: the same run has one name."""
+        recipe = RECIPES[self.recipe]
+        if self.group is None:
+            return None
+        group = whole("group", self.group)
+        if not group or recipe.batch % group:
+            divisors = [number for number in range(1, recipe.batch + 1) if recipe.batch % number == 0]
+            raise ValueError(
+                f"group {group}: choose a number that divides the batch of {recipe.batch}: "
+                f"{', '.join(map(str, divisors))}"
+            )
+        return None if group == (recipe.group or recipe.batch) else group
 
     def _fraction(self):
         value = self.schedule
@@ -82,12 +102,13 @@ class Run:
     @property
     def name(self):
         """What the net's name says."""
-        return NetName.parse(self.net)
+        return NetName.parse(self.net, is_imagenet(self.dataset))
 
     @property
     def settings(self):
-        """The recipe at this schedule, for a net of this depth."""
-        return RECIPES[self.recipe].scaled(self.schedule).for_depth(self.name.depth)
+        """The recipe at this schedule, for a net of this depth, with this run's groups."""
+        recipe = RECIPES[self.recipe].scaled(self.schedule).for_depth(self.name.depth)
+        return replace(recipe, group=self.group or recipe.group or recipe.batch)
 
     def folder(self, results="results"):
         """Where the run's record lies."""
@@ -123,6 +144,12 @@ class Record:
     @cached_property
     def history(self):
         return pd.read_csv(self.folder / "history.csv")
+
+    @property
+    def evaluation(self):
+        """Errors in all ways that ImageNet nets are tested in, by ``evaluate.evaluations``; empty before that."""
+        path = self.folder / "evaluation.json"
+        return json.loads(path.read_text()) if path.exists() else {}
 
     @property
     def fingerprint(self):

@@ -21,29 +21,41 @@ class RunsFailedError(RuntimeError):
     """Some runs failed; those that did not are finished and will be loaded when asked for again."""
 
 
-def run_all(runs, results="results", data="data", executor=None):
+def run_all(runs, results="results", data="data", executor=None, processes=1):
     """Train what is missing, load what is finished: a list of records in the order of ``runs``.
 
     Runs are trained in processes of their own, as many side by side as the cores allow; or on ``executor``, any
-    ``concurrent.futures`` executor whose workers see the same folders. Finished runs need neither data nor training.
+    ``concurrent.futures`` executor whose workers see the same folders. With ``processes``, runs are trained one after
+    the other, each by that many processes that share its batches. Finished runs need neither data nor training.
     A progress bar shows iterations and current training errors. In a script, call this under
     ``if __name__ == "__main__":``, since the processes that train import the script.
 
     Raises TypeError or ValueError before anything is trained or written when an entry is no ``Run``, a data set cannot
-    be loaded, or a finished run was made from other images than are there now; RunsFailedError, naming each failed run
-    and its error, after all others are finished.
+    be loaded, ``processes`` cannot share a batch, or a finished run was made from other images than are there now;
+    RunsFailedError, naming each failed run and its error, after all others are finished.
     """
     runs = list(runs)
     for run in runs:
         if not isinstance(run, Run):
             raise TypeError(f"{run!r} is no Run: make one with Run(net, dataset, ...)")
+        trainers.check_processes(run, processes)
+    if processes > 1 and executor is not None:
+        raise ValueError(
+            f"processes {processes}: an executor's workers train in one process each, leave one of the two"
+        )
     results, data = Path(results).absolute(), Path(data).absolute()
     done = {run: finished(run, results) for run in runs}
     _check_data([record for record in done.values() if record is not None], data)
     missing = [run for run, record in done.items() if record is None]
     if missing:
-        _train(missing, results, data, executor)
-    return [finished(run, results) for run in runs]
+        _train(missing, results, data, executor, processes)
+    records = [finished(run, results) for run in runs]
+    for record in dict(zip(runs, records, strict=True)).values():
+        if record.summary.get("unreadable"):
+            print(
+                f"{record.run.id}: {record.summary['unreadable']} unreadable files, see {record.folder}/unreadable.txt"
+            )
+    return records
 
 
 def _check_data(records, data):
@@ -60,11 +72,11 @@ def _check_data(records, data):
                 )
 
 
-def _train(runs, results, data, executor):
+def _train(runs, results, data, executor, processes):
     # Loaded here first, so that bad data fails at once and the workers find it downloaded and decoded.
     loaded = {name: datasets.load(name, data) for name in dict.fromkeys(run.dataset for run in runs)}
-    for name, count in {(run.dataset, run.holdout) for run in runs}:
-        loaded[name].hold_out(count)
+    for name, count, unreadable in dict.fromkeys((run.dataset, run.holdout, run.unreadable) for run in runs):
+        loaded[name].hold_out(count).unreadable(unreadable)
     sizes = {name: dataset.size for name, dataset in loaded.items()}
     del loaded
     costs = {run: trainers.cost(run, sizes[run.dataset]) * run.settings.iterations for run in runs}
@@ -75,8 +87,9 @@ def _train(runs, results, data, executor):
             errors = _follow(_submit(executor, runs, results, data), results, bar)
         else:
             threads = max(trainers.threads_for(run, sizes[run.dataset]) for run in runs)
-            at_once = 1 if torch.cuda.is_available() else max(1, trainers.cores() // threads)
-            errors = _train_locally(runs, results, data, min(at_once, len(runs)), bar)
+            alone = torch.cuda.is_available() or processes > 1
+            workers = 1 if alone else min(len(runs), max(1, trainers.cores() // threads))
+            errors = _train_locally(runs, results, data, processes, workers, bar)
     if errors:
         listing = "\n".join(f"  {run.id}: {type(error).__name__}: {error}" for run, error in errors.items())
         raise RunsFailedError(
@@ -84,21 +97,21 @@ def _train(runs, results, data, executor):
         ) from next(iter(errors.values()))
 
 
-def _train_locally(runs, results, data, workers, bar):
-    errors = _train_in_processes(runs, results, data, workers, bar)
+def _train_locally(runs, results, data, processes, workers, bar):
+    errors = _train_in_pool(runs, results, data, processes, workers, bar)
     for run in [run for run, error in errors.items() if isinstance(error, BrokenExecutor)]:
         # A worker that dies takes its pool along, with runs that are none the worse: each is tried again by itself.
         del errors[run]
-        errors |= _train_in_processes([run], results, data, 1, bar)
+        errors |= _train_in_pool([run], results, data, processes, 1, bar)
     return errors
 
 
-def _train_in_processes(runs, results, data, workers, bar):
+def _train_in_pool(runs, results, data, processes, workers, bar):
     context = multiprocessing.get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, _start_worker, (theirs,))
     try:
-        return _follow(_submit(pool, runs, results, data), results, bar)
+        return _follow(_submit(pool, runs, results, data, processes), results, bar)
     except BaseException:
         ours.close()  # an interrupt waits for no training: the workers end at once, their checkpoints stay
         raise
@@ -108,8 +121,8 @@ def _train_in_processes(runs, results, data, workers, bar):
         theirs.close()
 
 
-def _submit(executor, runs, results, data):
-    return {executor.submit(trainers.train, run, results, data): run for run in runs}
+def _submit(executor, runs, results, data, processes=1):
+    return {executor.submit(trainers.train, run, results, data, processes): run for run in runs}
 
 
 def _follow(futures, results, bar):

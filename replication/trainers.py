@@ -10,23 +10,25 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.nn.parallel import DistributedDataParallel
 
 from replication import data as datasets
 from replication import evaluate, measure, runs
+from replication.data import cores
 
 RECORDINGS = 100  # rows of a full history
 CHECKPOINT_SECONDS = 60
 ONE_AT_A_TIME = threading.Lock()  # torch's generator, threads and convolution settings are the whole process's
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
-
-
-def cores():
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+MAX_RESTARTS = 3  # of all processes of a run, each time that one of them dies
 
 
 def cost(run, size):
@@ -40,52 +42,131 @@ def _multiply_adds(name, size):
         return measure.multiply_adds(name.build(classes=10), size)
 
 
-def threads_for(run, size):
-    """Threads that a run is trained with on this machine.
+def threads_for(run, size, processes=1):
+    """Threads that each of a run's processes on this machine is trained with.
 
     The order of floating-point sums, and so the last digits of a result, depends on their number. It is therefore a
     function of run and machine alone, whatever else is trained beside it.
     """
-    return int(min(cores(), max(1, cost(run, size) // MULTIPLY_ADDS_A_THREAD)))
+    return int(min(max(1, cores() // processes), max(1, cost(run, size) // MULTIPLY_ADDS_A_THREAD)))
 
 
-def recording_points(iterations, batch, test_images):
+def recording_points(recipe, test_images):
     """Numbers of iterations after which the training error is recorded, and those where the test error is measured too.
 
     A hundred at equal distances; the test error at ten of them at least, and at more as long as it costs little: one
-    test image for six trained. Both contain the last iteration.
+    test image for six trained. A plateau that watches the test error needs it three times within its patience. Both
+    contain the last iteration.
     """
+    iterations, plateau = recipe.iterations, recipe.plateau
     count = min(RECORDINGS, iterations)
     points = [round(number * iterations / count) for number in range(1, count + 1)]
-    affordable = iterations * batch // (6 * max(1, test_images))
+    affordable = iterations * recipe.batch // (6 * max(1, test_images))
     step = -(-count // min(count, max(10, affordable)))
+    if plateau is not None and plateau.watch == "test_error":
+        step = min(step, max(1, plateau.patience * count // (3 * iterations)))
     return set(points), set(points[::-1][::step])
 
 
-def train(run, results="results", data="data"):
+def train(run, results="results", data="data", processes=1):
     """Train a run and write its record; go on from its checkpoint if there is one, return at once if it is finished.
 
-    Runs on the CUDA device if there is one, else on the CPU. Returns the run's ``Record``. In one process, one run is
-    trained at a time, whatever threads call this.
-    Raises ValueError for a data set that cannot be loaded or that a checkpoint does not fit, and FloatingPointError
-    when the loss is no longer finite.
+    Runs on the CUDA device if there is one, else on the CPU. With ``processes``, that many on this machine share every
+    batch, each on a device of its own; if one dies, all are started again from the checkpoint. Called by torchrun, this
+    is one of its processes; several machines must see the same ``results``. Returns the run's ``Record``. In one
+    process, one run is trained at a time, whatever threads call this.
+    Raises ValueError for a data set that cannot be loaded or that a checkpoint does not fit and for a number of
+    processes that does not divide the batch, FloatingPointError when the loss is no longer finite, and RuntimeError
+    when processes die again and again.
     """
+    check_processes(run, processes)
     record = runs.finished(run, results)
     if record is not None:
         return record
+    if processes > 1:
+        datasets.load(run.dataset, data, progress=False).hold_out(run.holdout).unreadable(run.unreadable)
+        _launch(run, results, data, processes)
+        return runs.finished(run, results)
     dataset = datasets.load(run.dataset, data, progress=False)
     folder = run.folder(results)
     folder.mkdir(parents=True, exist_ok=True)
-    with ONE_AT_A_TIME, _computing(run, dataset):
-        _Training(run, dataset, folder).finish()
+    with ONE_AT_A_TIME, _group() as group, _computing(run, dataset, group):
+        _Training(run, dataset, folder, group).finish()
     return runs.finished(run, results)
 
 
+def check_processes(run, processes):
+    """Raise TypeError or ValueError unless the groups of a run's batch can be shared by that many processes."""
+    runs.whole("processes", processes)
+    groups = run.settings.batch // run.settings.group
+    if not processes or groups % processes:
+        allowed = ", ".join(str(number) for number in range(1, groups + 1) if groups % number == 0)
+        raise ValueError(
+            f"processes {processes}: {run.id} has batches of {groups} x {run.settings.group} images, choose {allowed}"
+            + (f", or a smaller group than {run.settings.group}" if processes > groups else "")
+        )
+
+
+def _launch(run, results, data, processes):
+    """Train a run in several processes of this machine, watched and restarted by torch's own engine."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=run.id,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=MAX_RESTARTS,
+    )
+    try:
+        outcomes = elastic_launch(config, _train_one_share)(run, results, data)
+    except ChildFailedError as error:
+        raise RuntimeError(f"{run.id}: its processes died {MAX_RESTARTS + 1} times; the last: {error}") from error
+    for error in outcomes.values():
+        if error is not None:
+            raise error
+
+
+def _train_one_share(run, results, data):
+    """One process of several; what would only happen again is returned, anything else has all started again."""
+    try:
+        train(run, results, data)
+    except (ValueError, FloatingPointError) as error:
+        return error
+    return None
+
+
+class Group(NamedTuple):
+    """The processes that train a run together: which this one is, how many there are, the same on this machine."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+
+
 @contextlib.contextmanager
-def _computing(run, dataset):
+def _group():
+    """The group that torchrun started this process for, or one of a single process."""
+    if not dist.is_torchelastic_launched():
+        yield Group()
+        return
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Group(dist.get_rank(), dist.get_world_size(), local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _computing(run, dataset, group):
     """The state of torch that a result depends on, put back afterwards: threads and exact, repeatable convolutions."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads_for(run, dataset.size))
+    torch.set_num_threads(threads_for(run, dataset.size, group.local_count))
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
@@ -93,22 +174,43 @@ def _computing(run, dataset):
         torch.set_num_threads(before)
 
 
-class _Training:
-    """A run on its way: the net, its optimizer, the history so far."""
+def _in_one_piece(net):
+    """Make all running means and variances of a net views of one tensor, quick to keep and average; returns it."""
+    layers = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    buffers = [(layer, name) for layer in layers for name in ("running_mean", "running_var")]
+    together = torch.cat([getattr(layer, name) for layer, name in buffers])
+    for (layer, name), part in zip(buffers, together.split([layer.num_features for layer, _ in buffers]), strict=True):
+        setattr(layer, name, part)
+    return together
 
-    def __init__(self, run, dataset, folder):
-        self.run, self.folder, self.fingerprint = run, folder, dataset.fingerprint
+
+class _Training:
+    """A run on its way: the net, its optimizer, the history so far.
+
+    Every process of a group holds the same: gradients, running statistics and errors are those of the whole batch. So
+    any number of processes gives the same result but for the order of sums, and the first one's checkpoint is all's.
+    """
+
+    def __init__(self, run, dataset, folder, group):
+        self.run, self.folder, self.fingerprint, self.group = run, folder, dataset.fingerprint, group
         self.recipe = run.settings
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_processes(run, group.count)
+        self.device = f"cuda:{group.local_rank}" if torch.cuda.is_available() else "cpu"
         self.dataset = dataset.hold_out(run.holdout)
-        self.batches = datasets.Batches(self.dataset, self.recipe.batch, run.seed, self.device)
-        self.points, self.test_points = recording_points(
-            self.recipe.iterations, self.recipe.batch, len(self.dataset.test.labels)
+        self.reading = {"workers": max(1, cores() // group.local_count), "unreadable": run.unreadable}
+        share = group[:2]
+        if group.local_rank == 0:  # where the files must be read for it, one process of a machine does so for all
+            self.dataset.unreadable(run.unreadable)
+        self._wait()
+        self.batches = self.dataset.batches(
+            self.recipe.batch, run.seed, self.device, share, iterations=self.recipe.iterations, **self.reading
         )
+        self.points, self.test_points = recording_points(self.recipe, len(self.dataset.test.labels))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
             net = run.name.build(len(self.dataset.classes))
         self.net = net.to(self.device, memory_format=torch.channels_last).train()
+        self.running = _in_one_piece(self.net)
         self.optimizer = torch.optim.SGD(
             self.net.parameters(),
             lr=self.recipe.lr,
@@ -116,26 +218,49 @@ class _Training:
             weight_decay=self.recipe.weight_decay,
             fused=True,
         )
-        self.iteration, self.history = 0, []
+        self.iteration, self.history, self.unreadable = 0, [], self.dataset.unreadable(run.unreadable)
         self.seconds = self.training_seconds = 0.0
         self.totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss and errors since the last row
         self._resume()
+        self.parallel = self.net
+        if group.count > 1:
+            self._check_alike()
+            self.parallel = DistributedDataParallel(
+                self.net,
+                device_ids=[group.local_rank] if torch.cuda.is_available() else None,
+                gradient_as_bucket_view=True,
+            )
 
     def finish(self):
         """Train to the last iteration and write the record; the summary comes last, since it says that all is there."""
-        runs.write(self.folder / "run.json", runs.run_text(self.run, self.fingerprint))
-        runs.write(self.folder / "environment.json", runs.json_text(environment(self.device)))
+        self._write("run.json", runs.run_text(self.run, self.fingerprint))
+        self._write("environment.json", runs.json_text(environment(self.device, self.group.count)))
+        self._report_unreadable(())
         self.started = self.saved = time.perf_counter()
         while self.iteration < self.recipe.iterations:
             self._step()
             if self._due():
                 self._record()
-            if time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
+            if self.group.rank == 0 and time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
                 self._save()
         weights = {name: value.cpu() for name, value in self.net.state_dict().items()}
-        runs.write(self.folder / "weights.pt", lambda file: torch.save(weights, file))
-        runs.write(self.folder / "summary.json", runs.json_text(self._summary()))
-        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        for name, value in weights.items():
+            if name.endswith("num_batches_tracked"):
+                value.fill_(self.iteration)  # of whole batches, in however many groups they were trained
+        self._write("weights.pt", lambda file: torch.save(weights, file))
+        self._write("summary.json", runs.json_text(self._summary()))
+        if self.group.rank == 0:
+            (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        self._wait()
+
+    def _write(self, name, content):
+        """Write a file of the record: the first process does so for all."""
+        if self.group.rank == 0:
+            runs.write(self.folder / name, content)
+
+    def _wait(self):
+        if self.group.count > 1:
+            dist.barrier()
 
     def _due(self):
         """Whether a row is recorded now: during a warm-up after whole windows, since their errors end it."""
@@ -148,16 +273,33 @@ class _Training:
         self.rate = self.recipe.learning_rate(self.iteration, self.history)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        with evaluate.autocast(self.device, self.run.precision):
-            logits = self.net(images)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        size = self.recipe.group
+        parts = list(zip(images.split(size), labels.split(size), strict=True))
         # Summed on the device and read back only when a row is recorded: no step waits for the one before.
-        wrong = (logits.detach().argmax(1) != labels).sum()
-        self.totals += torch.stack([loss.detach() * len(labels), wrong])
+        seen = torch.zeros_like(self.totals)
+        before, moved = self.running.clone(), torch.zeros_like(self.running)
+        for images, labels in parts:
+            last = labels is parts[-1][1]
+            with contextlib.nullcontext() if last or self.group.count == 1 else self.parallel.no_sync():
+                with evaluate.autocast(self.device, self.run.precision):
+                    logits = self.parallel(images)
+                logits = logits.float()
+                loss = F.cross_entropy(logits, labels)
+                (loss / len(parts)).backward()
+            wrong = (logits.detach().argmax(1) != labels).sum()
+            seen += torch.stack([loss.detach() * len(labels), wrong])
+            if len(parts) > 1:  # every group moves the running statistics from the same place, all by their mean
+                moved += self.running
+                self.running.copy_(before)
+        if len(parts) > 1:
+            self.running.copy_(moved / len(parts))
+        if self.group.count > 1:
+            dist.all_reduce(seen)
+            dist.all_reduce(self.running)
+            self.running /= self.group.count
+        self.optimizer.step()
+        self.totals += seen
         self.iteration += 1
 
     def _record(self):
@@ -171,20 +313,44 @@ class _Training:
             )
         self.totals.zero_()
         row = {"iteration": self.iteration, "lr": self.rate, "train_error": 100 * wrong, "train_loss": loss}
-        started = time.perf_counter()
+        started, known = time.perf_counter(), dict(self.unreadable)
         parts = {"test": self.dataset.test} | ({"val": self.dataset.validation} if self.run.holdout else {})
         for part, images in parts.items():
             error = measured = None
             if self.iteration in self.test_points:
-                error, measured = evaluate.single_view(
-                    self.net, images, self.dataset.mean, self.device, self.run.precision
-                )
+                views = self.dataset.views(images, self.device, self.group[:2], failed=self.unreadable, **self.reading)
+                error, measured = evaluate.single_view(self.net, views, self.device, self.run.precision)
             row |= {f"{part}_error": error, f"{part}_loss": measured}
         evaluation = time.perf_counter() - started
         self._count_time()
         self.training_seconds -= evaluation
         self.history.append(row | {"seconds": self.seconds})
-        runs.write(self.folder / "history.csv", runs.rows_text(self.history))
+        self._write("history.csv", runs.rows_text(self.history))
+        self._report_unreadable(known)
+
+    def _report_unreadable(self, known):
+        """Keep a list of the files that could not be read, by any of the processes; ``known`` are in it already."""
+        for found in self._from_all(self.unreadable | self.batches.unreadable):
+            self.unreadable |= found
+        if len(self.unreadable) > len(known):
+            lines = [f"{path}: {error}\n" for path, error in sorted(self.unreadable.items())]
+            self._write("unreadable.txt", "".join(lines))
+
+    def _from_all(self, value):
+        """What every process of the group gives."""
+        values = [value] * self.group.count
+        if self.group.count > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def _check_alike(self):
+        for what, value in {"images": self.fingerprint, "checkpoints": self.iteration}.items():
+            values = self._from_all(value)
+            if len(set(values)) > 1:
+                raise ValueError(
+                    f"{self.run.id}: its processes see different {what} ({values}): all machines need the same data, "
+                    "and a folder of results that all of them see"
+                )
 
     def _count_time(self):
         now = time.perf_counter()
@@ -202,6 +368,7 @@ class _Training:
             "seconds": self.seconds,
             "images_per_second": self.iteration * self.recipe.batch / self.training_seconds,
             "iterations": self.iteration,
+            "unreadable": len(self.unreadable),
         }
 
     def _save(self):
@@ -214,6 +381,7 @@ class _Training:
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
             "totals": self.totals,
+            "unreadable": self.unreadable,
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -234,11 +402,11 @@ class _Training:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.totals.copy_(state["totals"])
-        for name in ("iteration", "history", "seconds", "training_seconds"):
+        for name in ("iteration", "history", "seconds", "training_seconds", "unreadable"):
             setattr(self, name, state[name])
 
 
-def environment(device):
+def environment(device, processes=1):
     """Versions, hardware and commit that a run was made with."""
     return {
         "python": platform.python_version(),
@@ -248,7 +416,8 @@ def environment(device):
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": cores(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "processes": processes,
         "threads": torch.get_num_threads(),
         **_commit(),
     }

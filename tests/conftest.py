@@ -27,3 +27,26 @@ def pets(tmp_path):
     """A data folder with the data set "pets": two classes of 8x8 images."""
     write_images(tmp_path / "data" / "pets")
     return tmp_path / "data"
+
+
+def write_photographs(
+    folder, classes=3, train=5, val=2, seed=0, sizes=((300, 260), (240, 330), (500, 375), (700, 620))
+):
+    """A folder of JPEG files in ImageNet's layout, of several sizes; in each class one is grey and one CMYK."""
+    generator = np.random.default_rng(seed)
+    for part, count in (("train", train), ("val", val)):
+        for place in range(classes):
+            target = folder / part / f"n{classes - place:08}"
+            target.mkdir(parents=True)
+            for number in range(count):
+                width, height = sizes[(number + place) % len(sizes)]
+                rough = generator.integers(0, 256, (6, 7, 3), dtype=np.uint8)  # smooth, so that JPEG keeps it
+                image = Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
+                image.convert({0: "L", 1: "CMYK"}.get(number, "RGB")).save(target / f"{number}.JPEG", quality=95)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A data folder with the data set "imagenet-small": three classes of photographs."""
+    write_photographs(tmp_path / "data" / "imagenet-small")
+    return tmp_path / "data"

@@ -15,6 +15,7 @@ TINY = {
     "2_plain_vs_residual": "schedule: 0.01, depths: [8, 14], seeds: [0, 1]",
     "3_cifar_depths": "schedule: 0.01, depths: [8, 14], precision: bfloat16",
     "4_shortcuts": "schedule: 0.0002, depth: 8, recipe: cifar",
+    "6_imagenet": "schedule: 0.1, nets: [plain-18, resnet-18], ways: [10-crop, centre crop], precision: bfloat16",
 }
 FIGURES = {
     "0_quickstart": ["figure_6"],
@@ -22,6 +23,7 @@ FIGURES = {
     "2_plain_vs_residual": ["figure_1", "figure_6"],
     "3_cifar_depths": ["figure_6"],
     "4_shortcuts": ["figure_6"],
+    "6_imagenet": ["figure_4"],
 }
 
 

@@ -79,7 +79,7 @@ def test_only_the_papers_own_conditions_are_comparable(make):
         make(8, 9, net="resnet-20", dataset="cifar10", holdout=5000),
     ]
     assert report.errors([alike])["comparable"].tolist() == [True]
-    assert "measured as the paper's" in report.caution(report.errors([alike]))
+    assert "Measured as the paper's" in report.caution(report.errors([alike]))
     assert not report.errors(others)["comparable"].any()
     for record in others:
         assert "not the paper's conditions" in report.caution(report.errors([alike, record]))

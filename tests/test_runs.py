@@ -68,7 +68,7 @@ def test_a_run_is_frozen_and_survives_json():
         ({"net": 20}, TypeError, "net 20: give a name"),
         ({"dataset": "../x"}, ValueError, "dataset '../x': choose digits, cifar10, cifar100"),
         ({"dataset": None}, TypeError, "dataset None"),
-        ({"recipe": "cifer"}, ValueError, "choose cifar, imagenet, note, digits .did you mean 'cifar'"),
+        ({"recipe": "cifer"}, ValueError, "choose cifar, imagenet, note, digits, rehearsal .did you mean 'cifar'"),
         ({"recipe": 1}, ValueError, "recipe 1: choose"),
         ({"seed": -1}, ValueError, "seed -1"),
         ({"seed": 2**32}, ValueError, "seed 4294967296"),

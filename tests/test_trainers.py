@@ -36,17 +36,25 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize(
-    "points", [(64_000, 128, 10_000), (1_920, 128, 10_000), (1_100, 128, 360), (7, 128, 360), (1, 1, 1)]
+    ("iterations", "test_images"), [(64_000, 10_000), (1_920, 10_000), (1_100, 360), (7, 360), (1, 1)]
 )
-def test_recordings_are_regular_and_include_the_end(points):
-    iterations = points[0]
-    train, test = trainers.recording_points(*points)
+def test_recordings_are_regular_and_include_the_end(iterations, test_images):
+    recipe = replace(recipes.RECIPES["cifar"], iterations=iterations)
+    train, test = trainers.recording_points(recipe, test_images)
     assert test <= train
     assert max(train) == max(test) == iterations
     assert len(train) == min(100, iterations)
     assert min(10, iterations) <= len(test) <= 100
     gaps = [after - before for before, after in itertools.pairwise([0, *sorted(train)])]
     assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize("schedule", [1.0, 0.05, 0.001])
+def test_a_plateau_of_the_test_error_is_judged_by_three_measurements(schedule):
+    recipe = Run("resnet-18", "imagenet", schedule=schedule).settings
+    _, test = trainers.recording_points(recipe, 50_000)
+    for start in range(0, recipe.iterations - recipe.plateau.patience, 7):
+        assert sum(start < point <= start + recipe.plateau.patience for point in test) >= 3
 
 
 def test_a_run_leaves_its_record(tmp_path):
@@ -127,7 +135,7 @@ def test_the_test_error_is_that_of_the_weights_left(tmp_path):
 def test_evaluation_leaves_the_net_in_its_mode():
     digits, net = data.load("digits"), models.cifar_net(8)
     for training in (True, False):
-        evaluate.single_view(net.train(training), digits.test, digits.mean)
+        evaluate.single_view(net.train(training), digits.views(digits.test))
         assert net.training == training
 
 

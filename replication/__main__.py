@@ -1,0 +1,32 @@
+"""Train one run from the command line: ``python -m replication resnet-50 --dataset imagenet``, or by torchrun."""
+
+import argparse
+from dataclasses import fields
+
+from replication import Run, trainers
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        "python -m replication",
+        description="Train one run, or go on with it, and leave its record in <results>/runs/<run id>/.",
+        epilog="By torchrun, all of its processes share every batch: torchrun --nproc-per-node 8 -m replication ...",
+    )
+    parser.add_argument("net", help='such as "plain-34", "resnet-34-B" or "resnet-50"')
+    kinds = {"seed": int, "schedule": float, "holdout": int, "group": int}
+    for field in fields(Run)[1:]:
+        parser.add_argument(f"--{field.name}", type=kinds.get(field.name, str), default=field.default)
+    parser.add_argument("--results", default="results", help="folder of the records, seen by all machines")
+    parser.add_argument("--data", default="data", help="folder of the data sets")
+    values = vars(parser.parse_args())
+    results, data = values.pop("results"), values.pop("data")
+    try:
+        run = Run(**values)
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    record = trainers.train(run, results, data)
+    print(f"{record.folder}: test error {record.summary['test_error']:.2f} %")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""Photographs in ImageNet's layout: what is read of them, and the batches made of them."""
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_photographs
+from PIL import Image
+from torchvision.transforms import v2
+
+from replication import data
+
+
+def photograph(path):
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def paths_of(dataset, files):
+    return [dataset.folder / os.fsdecode(path) for path in files.paths]
+
+
+def batches(dataset, **options):
+    return dataset.batches(4, seed=3, **({"workers": 0} | options))
+
+
+def test_classes_are_in_the_order_of_their_synsets(photographs):
+    dataset = data.load("imagenet-small", photographs)
+    assert dataset.classes == ("n00000001", "n00000002", "n00000003")
+    assert (len(dataset.train.labels), len(dataset.test.labels)) == (15, 6)
+    for files, part in ((dataset.train, "train"), (dataset.test, "val")):
+        for path, label in zip(paths_of(dataset, files), files.labels, strict=True):
+            assert path.is_file()
+            assert path.parts[-3:-1] == (part, dataset.classes[label])
+
+
+def test_the_fingerprint_is_that_of_names_and_sizes(photographs):
+    first = data.load("imagenet-small", photographs)
+    assert data.load("imagenet-small", photographs).fingerprint == first.fingerprint
+    path = paths_of(first, first.train)[0]
+    path.write_bytes(path.read_bytes() + b" ")
+    assert data.load("imagenet-small", photographs).fingerprint != first.fingerprint
+
+
+def test_mean_and_components_are_those_of_the_central_crops(photographs):
+    dataset = data.load("imagenet-small", photographs)
+    crop = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
+    images = [np.asarray(crop(photograph(path))) for path in paths_of(dataset, dataset.train)]
+    pixels = np.stack(images).astype(np.float64)
+    np.testing.assert_allclose(dataset.mean, pixels.mean(0), rtol=1e-6)
+    covariance = np.cov(pixels.reshape(-1, 3).T / 255, bias=True)
+    values, vectors = np.linalg.eig(covariance)
+    for component, place in zip(dataset.components, np.argsort(values)[::-1], strict=True):
+        assert np.linalg.norm(component) == pytest.approx(values[place], rel=1e-4)
+        assert abs(component @ vectors[:, place]) == pytest.approx(values[place], rel=1e-4)
+
+
+def test_the_mean_is_computed_once(photographs, monkeypatch):
+    first = data.load("imagenet-small", photographs).mean
+    monkeypatch.setattr(data, "read", lambda *_: pytest.fail("read again"))
+    assert np.array_equal(data.load("imagenet-small", photographs).mean, first)
+
+
+def test_a_mean_that_cannot_be_kept_is_refused_before_the_images_are_read(photographs, monkeypatch):
+    (photographs / ".cache").write_text("a file where the folder should be")
+    monkeypatch.setattr(data, "read", lambda *_: pytest.fail("read"))
+    with pytest.raises(ValueError, match=r"cannot be written .*symbolic link"):
+        data.load("imagenet-small", photographs).unreadable()
+
+
+def test_held_out_files_have_a_mean_of_their_own(photographs):
+    dataset = data.load("imagenet-small", photographs)
+    part = dataset.hold_out(5)
+    assert (len(part.train.labels), len(part.validation.labels)) == (10, 5)
+    assert set(part.train.paths) | set(part.validation.paths) == set(dataset.train.paths)
+    assert not np.array_equal(part.mean, dataset.mean)
+
+
+@pytest.mark.parametrize("size", [(300, 260), (375, 500), (260, 255), (120, 90)])
+@pytest.mark.parametrize("side", [256, 333, 480])
+def test_a_crop_is_that_of_the_resized_photograph(tmp_path, size, side):
+    """Only the outermost pixels may differ: there, the whole photograph has neighbours that the crop has not."""
+    rough = np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)
+    Image.fromarray(rough).resize(size, Image.Resampling.BICUBIC).save(tmp_path / "a.png")
+    resized = v2.functional.resize(photograph(tmp_path / "a.png"), [side])
+    for corner, mirrored in (((0, 0), False), ((0.3, 0.999), True), ((0.999, 0.5), False)):
+        top, left = (int(part * (length - 223)) for part, length in zip(corner, resized.size[::-1], strict=True))
+        expected = np.asarray(resized)[top : top + 224, left : left + 224]
+        if mirrored:
+            expected = expected[:, ::-1]
+        seen = data.random_crop(tmp_path / "a.png", side, corner, mirrored).numpy()
+        assert seen.shape == (224, 224, 3)
+        difference = np.abs(seen[2:-2, 2:-2].astype(int) - expected[2:-2, 2:-2])
+        assert difference.max() <= 2  # resampled in two passes, each rounded
+        assert difference.mean() < 0.05
+
+
+def test_decoding_at_a_fraction_changes_nothing_but_resampling(tmp_path):
+    rough = np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)
+    Image.fromarray(rough).resize((1600, 1200), Image.Resampling.BICUBIC).save(tmp_path / "a.JPEG", quality=95)
+    reduced, size = data.opened(tmp_path / "a.JPEG", 256)
+    assert size == (341, 256)
+    assert reduced.size == (400, 300)  # a quarter, still more than is needed
+    expected = v2.functional.center_crop(v2.functional.resize(photograph(tmp_path / "a.JPEG"), [256]), [224])
+    seen = data.random_crop(tmp_path / "a.JPEG", 256, (16 / 32.5, 58 / 117.5), False).numpy()
+    assert np.abs(seen.astype(int) - np.asarray(expected)).mean() < 1
+
+
+def test_crops_and_sides_are_spread_as_in_section_3_4(photographs, monkeypatch):
+    dataset, drawn = data.load("imagenet-small", photographs), []
+    monkeypatch.setattr(data, "random_crop", lambda path, *how: drawn.append(how) or torch.zeros(1))
+    reader = dataset.batches(4, seed=0).reader
+    for place in range(4000):
+        reader[place, 0]
+    sides, corners, mirrored = zip(*drawn, strict=True)
+    assert (min(sides), max(sides)) == (256, 480)
+    assert np.mean(sides) == pytest.approx(368, abs=4)
+    assert np.mean(mirrored) == pytest.approx(0.5, abs=0.03)
+    np.testing.assert_allclose(np.mean(corners, 0), 0.5, atol=0.02)
+    assert 0 <= np.min(corners) < 0.01
+    assert 0.99 < np.max(corners) < 1
+
+
+def test_colours_are_shifted_along_their_principal_components(photographs):
+    """Krizhevsky et al. 2012: every image by sum of alpha times eigenvalue times vector, alpha of deviation 0.1."""
+    for path in (photographs / "imagenet-small" / "train").glob("*/*"):
+        image = photograph(path)  # colours that go together, as in nature
+        Image.blend(image.convert("L").convert("RGB"), image, 0.3).save(path)
+    dataset = data.load("imagenet-small", photographs)
+    stream = dataset.batches(8, seed=0, workers=0)
+    shifts = []
+    for iteration in range(3):
+        images, _ = stream(iteration)
+        for place, index, image in zip(itertools.count(8 * iteration), stream.indices(iteration), images, strict=False):
+            pixels, *_ = stream.reader[place, index]
+            difference = image.permute(1, 2, 0) - (pixels - torch.from_numpy(dataset.mean)) / 255
+            assert difference.std((0, 1)).max() < 1e-6  # one colour for the whole image
+            shifts.append(difference.mean((0, 1)))
+    assert len({tuple(shift.tolist()) for shift in shifts}) == 24
+    drawn = np.stack([stream.reader[place, 0][2] for place in range(1000)]) @ dataset.components
+    covariance = np.cov(np.concatenate([part.reshape(-1, 3) for part in pixels_of(dataset)]).T / 255, bias=True)
+    np.testing.assert_allclose(np.cov(drawn.T), 0.01 * covariance @ covariance, rtol=0.15)
+
+
+def pixels_of(dataset):
+    crop = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
+    return [np.asarray(crop(photograph(path))) for path in paths_of(dataset, dataset.train)]
+
+
+def test_batches_are_the_same_for_any_number_of_workers_and_processes_and_any_start(photographs):
+    dataset = data.load("imagenet-small", photographs)
+    alone = batches(dataset)
+    expected = [alone(iteration) for iteration in range(5)]
+    assert sorted(np.concatenate([alone.indices(iteration) for iteration in range(4)])[:15]) == list(range(15))
+    for workers in (1, 2):
+        stream = batches(dataset, workers=workers, iterations=5)
+        for iteration in (0, 1, 2, 3, 4, 2, 3):  # also a jump back, as after a resume
+            assert_equal(stream(iteration), expected[iteration])
+    shares = [batches(dataset, share=(process, 2)) for process in range(2)]
+    for iteration in (3, 4):
+        images, labels = zip(*[stream(iteration) for stream in shares], strict=True)
+        assert_equal((torch.cat(images), torch.cat(labels)), expected[iteration])
+
+
+def assert_equal(one, other):
+    assert all(torch.equal(first, second) for first, second in zip(one, other, strict=True))
+
+
+def test_batches_of_another_seed_differ(photographs):
+    dataset = data.load("imagenet-small", photographs)
+    assert not torch.equal(dataset.batches(4, seed=0, workers=0)(0)[0], dataset.batches(4, seed=1, workers=0)(0)[0])
+
+
+@pytest.fixture
+def damaged(photographs):
+    """The same data set, where one training and one validation file end too soon."""
+    paths = [photographs / "imagenet-small" / part / "n00000002" / "1.JPEG" for part in ("train", "val")]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:2000])
+    return photographs, *paths
+
+
+def test_an_unreadable_file_is_replaced_and_reported(damaged):
+    root, train, val = damaged
+    dataset = data.load("imagenet-small", root)
+    assert list(dataset.unreadable()) == [str(train)]
+    stream, images = dataset.batches(5, seed=0, workers=1, iterations=3), []
+    for iteration in range(3):
+        images += stream(iteration)[0]
+    assert len(images) == 15
+    assert list(stream.unreadable) == [str(train)]
+    assert "truncated" in stream.unreadable[str(train)]
+    failed = {}
+    labels = torch.cat([labels for _, labels in dataset.views(dataset.test, failed=failed)])
+    assert labels.tolist() == [0, 0, 1, 2, 2]
+    assert list(failed) == [str(val)]
+
+
+def test_an_unreadable_file_is_an_error_if_so_chosen(damaged):
+    root, train, val = damaged
+    dataset = data.load("imagenet-small", root)
+    with pytest.raises(ValueError, match=f"1 of the files .*\n  {train}: OSError: .*truncated"):
+        dataset.unreadable("error")
+    stream = dataset.batches(15, seed=0, workers=0, unreadable="error")
+    with pytest.raises(ValueError, match=f"{train} cannot be read as an image"):
+        stream(0)
+    with pytest.raises(ValueError, match=f"{val} cannot be read as an image"):
+        list(dataset.views(dataset.test, workers=0, unreadable="error"))
+
+
+def test_a_disk_that_is_gone_is_no_matter_of_a_few_files(photographs, tmp_path):
+    dataset = data.load("imagenet-small", photographs)
+    stream = batches(dataset)
+    dataset.folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"100 files one after the other cannot be read, the last is .*disk"):
+        stream(0)
+
+
+def remove_train(folder):
+    (folder / "train").rename(folder.parent / "elsewhere")
+
+
+def flatten_val(folder):
+    for path in list((folder / "val").glob("*/*")):
+        path.rename(folder / "val" / f"{path.parent.name}_{path.name}")
+    for path in (folder / "val").glob("n*[0-9]"):
+        path.rmdir()
+
+
+def remove_class(folder):
+    (folder / "val" / "n00000001").rename(folder.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (remove_train, "has no folder train/: the mean of its images is needed"),
+        (flatten_val, "has no folders <wnid>/: sort its images into them"),
+        (remove_class, r"only train has \['n00000001'\]"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(photographs, spoil, message):
+    spoil(photographs / "imagenet-small")
+    with pytest.raises(ValueError, match=message):
+        data.load("imagenet-small", photographs).unreadable()
+
+
+def test_an_unknown_name_is_answered_with_folders_of_this_layout(photographs):
+    with pytest.raises(
+        ValueError, match=r"choose imagenet-rehearsal, imagenet-small \(did.*imagenet-smal/val/<class>/"
+    ):
+        data.load("imagenet-smal", photographs)
+
+
+def test_the_rehearsal_is_made_on_first_use(tmp_path):
+    assert not data.present("imagenet-rehearsal", tmp_path)
+    dataset = data.load("imagenet-rehearsal", tmp_path)
+    assert len(dataset.classes) == 6
+    modes = set()
+    for path in paths_of(dataset, dataset.train):
+        with Image.open(path) as image:
+            modes.add(image.mode)
+    assert modes == {"L", "CMYK", "RGB"}
+    assert {path.name for path in tmp_path.iterdir()} == {"imagenet-rehearsal"}
+    assert data.load("imagenet-rehearsal", tmp_path).fingerprint == dataset.fingerprint
+
+
+def test_many_photographs_of_a_class_are_listed_in_the_order_of_their_names(tmp_path):
+    write_photographs(tmp_path / "imagenet", classes=2, train=11, val=1, sizes=((40, 30),))
+    dataset = data.load("imagenet", tmp_path)
+    names = [path.name for path in paths_of(dataset, dataset.train)][:11]
+    assert names == sorted(names)

@@ -1,0 +1,174 @@
+"""Batches in groups, and runs that several processes share by torch's own engine."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from replication import Run, data, finished, models, run_all, trainers
+
+SCHEDULE = 0.02  # 22 iterations on digits
+
+
+def weights(record):
+    return torch.load(record.folder / "weights.pt", weights_only=True)
+
+
+def rows(record):
+    return record.history.drop(columns="seconds")
+
+
+def assert_identical(one, other):
+    assert rows(one).equals(rows(other))
+    assert all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+
+
+def test_groups_are_normalized_one_by_one_and_their_gradients_averaged(tmp_path):
+    """Two iterations of four groups, written out here on nets of their own, one for each group."""
+    run = Run("resnet-8", schedule=2 / 1100, group=32)
+    record = trainers.train(run, tmp_path)
+    digits = data.load("digits")
+    batches = data.Batches(digits, 128, seed=0)
+    torch.manual_seed(0)
+    net = models.cifar_net(8)
+    velocity = [torch.zeros_like(parameter) for parameter in net.parameters()]
+    for iteration, rate in enumerate([0.1, 0.01]):  # of two iterations the second is behind half of them
+        images, labels = batches(iteration)
+        copies = [copy.deepcopy(net) for _ in range(4)]
+        losses = [
+            F.cross_entropy(copied(images[start : start + 32].contiguous()), labels[start : start + 32])
+            for copied, start in zip(copies, (0, 32, 64, 96), strict=True)
+        ]
+        for loss in losses:
+            loss.backward()
+        with torch.no_grad():
+            of_copies = zip(*[list(copied.parameters()) for copied in copies], strict=True)
+            for parameter, parts, speed in zip(net.parameters(), of_copies, velocity, strict=True):
+                gradient = torch.stack([part.grad for part in parts]).mean(0)
+                speed.mul_(0.9).add_(gradient + 1e-4 * parameter)
+                parameter -= rate * speed
+            for buffer, *parts in zip(net.buffers(), *[copied.buffers() for copied in copies], strict=True):
+                buffer.copy_(torch.stack(parts).float().mean(0))
+        assert record.history["train_loss"][iteration] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
+    for name, value in weights(record).items():
+        torch.testing.assert_close(value, net.state_dict()[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_one_group_of_the_whole_batch_is_the_run_itself():
+    assert Run("resnet-8", group=128) == Run("resnet-8")
+    assert Run("resnet-8", group=128).id == "resnet-8__digits__seed-0"
+    assert Run("resnet-8", group=64).id == "resnet-8__digits__group-64__seed-0"
+    assert Run("resnet-18", "imagenet").settings.group == 32
+    assert Run("resnet-18", "imagenet", group=256).settings.group == 256
+
+
+@pytest.mark.parametrize("group", [0, 48, 256, -1])
+def test_a_group_divides_the_batch(group):
+    with pytest.raises(ValueError, match=f"group {group}: choose"):
+        Run("resnet-8", group=group)
+
+
+def test_two_processes_give_the_weights_of_one(tmp_path):
+    run = Run("resnet-8", schedule=SCHEDULE / 2, group=32, holdout=100)
+    (alone,) = run_all([run], tmp_path / "alone")
+    (shared,) = run_all([run], tmp_path / "shared", processes=2)
+    assert (alone.environment["processes"], shared.environment["processes"]) == (1, 2)
+    assert len(rows(alone)) == len(rows(shared)) == 11
+    for name in rows(alone):
+        assert rows(shared)[name].tolist() == pytest.approx(
+            rows(alone)[name].tolist(), rel=1e-4, abs=0.3, nan_ok=True
+        ), name
+    first, second = weights(alone), weights(shared)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from replication import Run, data, trainers
+
+trainers.CHECKPOINT_SECONDS = 0
+marker, results = Path(sys.argv[1]), sys.argv[2]
+batch = data.Batches.__call__
+
+def deadly(self, iteration):
+    if iteration == 15 and self.share[0] == 1 and not marker.exists():
+        marker.write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return batch(self, iteration)
+
+if marker.name != "nobody dies":
+    data.Batches.__call__ = deadly
+trainers.train(Run("resnet-8", schedule=0.02, group=64, precision="bfloat16"), results)
+"""
+KILLED = Run("resnet-8", schedule=SCHEDULE, group=64, precision="bfloat16")
+
+
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--max-restarts", "2", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_two_machines_complete_a_run_and_a_killed_process_changes_nothing(tmp_path):
+    """Two agents of torchrun that meet on the loopback, against two processes of one agent, one of them killed."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    meeting = f"--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint localhost:{free_port()}".split()
+    options = ["--local-addr", "localhost", script, tmp_path / "nobody dies", tmp_path / "two"]
+    machines = [torchrun(*meeting, *options) for _ in range(2)]
+    texts = [machine.communicate(timeout=240)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], texts
+    undisturbed = finished(KILLED, tmp_path / "two")
+    assert undisturbed.environment["processes"] == 2
+
+    marker = tmp_path / "somebody died"
+    machine = torchrun("--standalone", "--nproc-per-node", 2, script, marker, tmp_path / "killed")
+    text = machine.communicate(timeout=240)[0]
+    assert machine.returncode == 0, text
+    assert marker.exists()
+    assert_identical(finished(KILLED, tmp_path / "killed"), undisturbed)
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def test_a_number_of_processes_that_cannot_share_a_batch_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"processes 2: .*batches of 1 x 128 images, choose 1, or a smaller group"):
+        run_all([Run("resnet-8")], tmp_path, processes=2)
+    with pytest.raises(ValueError, match=r"processes 3: .*batches of 4 x 32 images, choose 1, 2, 4$"):
+        run_all([Run("resnet-8", group=32)], tmp_path, processes=3)
+    with pytest.raises(ValueError, match="processes 0"):
+        trainers.train(Run("resnet-8"), tmp_path, processes=0)
+    with pytest.raises(TypeError, match=r"processes 2\.0"):
+        run_all([Run("resnet-8", group=32)], tmp_path, processes=2.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_that_would_only_come_again_ends_all_processes_at_once(tmp_path):
+    run = Run("resnet-8", schedule=SCHEDULE, group=64)
+    trainers.train(run, tmp_path)
+    folder = run.folder(tmp_path)
+    (folder / "summary.json").unlink()
+    torch.save({"fingerprint": "other"}, folder / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt was made from other images"):
+        trainers.train(run, tmp_path, processes=2)
+
+
+def test_the_command_line_trains_a_run(tmp_path):
+    command = [sys.executable, "-W", "error", "-m", "replication", "resnet-8", "--results", str(tmp_path)]
+    done = subprocess.run([*command, "--schedule", "0.01"], capture_output=True, text=True, check=True)
+    assert "resnet-8__digits__schedule-0.01__seed-0: test error" in done.stdout
+    assert finished(Run("resnet-8", schedule=0.01), tmp_path).summary["iterations"] == 11
+    refused = subprocess.run([*command, "--group", "100"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "group 100: choose a number that divides the batch of 128" in refused.stderr
