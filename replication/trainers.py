@@ -9,6 +9,7 @@ import platform
 import subprocess
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,11 +156,36 @@ def _group():
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    store, rank, count = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(_meet(store, rank, count), store)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     try:
-        yield Group(dist.get_rank(), dist.get_world_size(), local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
+        yield Group(rank, count, local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
     finally:
         dist.destroy_process_group()
+
+
+def _meet(store, rank, count):
+    """A new name that the processes now alive agree on.
+
+    After a restart torchrun's store still holds the addresses of the processes before: who finds one of these waits for
+    the dead (pytorch issue 135712). Here nothing said before can be taken for an answer.
+    """
+    if rank:
+        question = uuid.uuid4().hex
+        store.set(f"question of {rank}", question)
+        name = store.get(f"answer to {question}").decode()
+        store.set(f"{name} {rank}", "is here")
+        return name
+    name, absent = uuid.uuid4().hex, set(range(1, count))
+    while absent:
+        for other in absent:
+            if store.check([f"question of {other}"]):
+                store.set(f"answer to {store.get(f'question of {other}').decode()}", name)
+        absent = {other for other in absent if not store.check([f"{name} {other}"])}
+        time.sleep(0.02)
+    return name
 
 
 @contextlib.contextmanager
