@@ -72,6 +72,8 @@ def test_a_notebook_runs_in_its_own_folder_and_a_second_time_from_its_records(tm
         ("2_plain_vs_residual", "shedule: 0.1", "parameter 'shedule': choose"),
         ("2_plain_vs_residual", "schedule: 0", "schedule 0: choose a fraction"),
         ("4_shortcuts", "shortcuts: [A, D]", "shortcut 'D': choose A"),
+        ("6_imagenet", "ways: [12-crop]", "way '12-crop': choose centre crop, 10-crop, multi-scale"),
+        ("6_imagenet", "processes: 3", "choose 1, 2, or a smaller group than 8"),
     ],
 )
 def test_bad_parameters_fail_before_anything_is_written(name, parameters, message, tmp_path):

@@ -37,8 +37,9 @@ def test_recipes_are_frozen():
 
 
 def test_every_data_set_has_its_own_recipe():
-    names = ("digits", "imagenet", "cifar10", "cifar100", "pets")
-    assert [own_recipe(name) for name in names] == ["digits", "imagenet", "cifar", "cifar", "cifar"]
+    names = ("digits", "imagenet", "imagenet-100", "imagenet-rehearsal", "cifar10", "cifar100", "pets")
+    recipes = ["digits", "imagenet", "imagenet", "rehearsal", "cifar", "cifar", "cifar"]
+    assert [own_recipe(name) for name in names] == recipes
 
 
 @pytest.mark.parametrize("schedule", [1.0, 0.5, 0.1, 0.05, 0.03, 0.0317, 1e-3, 1e-4, 1e-9])

@@ -197,3 +197,87 @@ def test_published_errors_move_to_another_depth():
         "resnet-56-B": 24.52,
         "resnet-56-C": 24.19,
     }
+
+
+def evaluated(record, top1, top5, way="10-crop", images=50_000):
+    return {record.run.id: {way: {"top1": top1, "top5": top5}, "images": images, "unreadable": 0}}
+
+
+def test_tables_of_imagenet_stand_beside_the_papers(make):
+    records = [make(40, 30, net="resnet-34", dataset="imagenet", seed=seed) for seed in (0, 1)]
+    records += [make(40, 30, net="plain-34", dataset="imagenet"), make(9, 9, net="resnet-50", dataset="imagenet")]
+    found = evaluated(records[0], 25.0, 8.0) | evaluated(records[1], 27.0, 8.0) | evaluated(records[2], 28.0, 0.0)
+    found |= {"theirs": {"10-crop": {"top1": 26.0, "top5": 9.0}, "images": 50_000}}
+    found |= {"ensemble": {"10-crop": {"top1": 20.0, "top5": 3.0}, "images": 50_000}}
+    table = report.tested(records, found, paper.TABLE_3).set_index("net")
+    assert list(table.index) == [*paper.TABLE_3.errors, "theirs"]
+    assert table.loc["resnet-34", ["n", "top1", "paper_top1", "top5", "paper_top5"]].tolist() == [2, 26, 25.03, 8, 7.76]
+    assert table.loc["resnet-34", "top1_std"] == pytest.approx(2**0.5)
+    assert table.loc["plain-34", "top5"] == 0
+    text = report.readable(table.reset_index()).set_index("net")
+    assert text.loc["resnet-34", "ours: top-1 error %"] == "26.00 ± 1.41"
+    assert text.loc["resnet-50", "ours: top-1 error %"] == "not run"  # trained, but not tested in this way
+    assert text.loc["VGG-16"].tolist() == ["–", "–", "28.07", "–", "9.33"]
+    assert text.loc["theirs", ["runs", "ours: top-1 error %", "paper: top-1 error %"]].tolist() == ["–", "26.00", "–"]
+    caution = report.caution(table.reset_index())
+    assert "Tested on 50,000 images. Trained by others, tested here: theirs. Measured as the paper's." in caution
+    assert table["comparable"].sum() == 2
+
+
+def test_a_table_of_ensembles_has_theirs_and_ours(make):
+    record = make(40, 30, net="resnet-34", dataset="imagenet")
+    found = evaluated(record, 25.0, 8.0, "multi-scale")
+    found |= {"ensemble": {"multi-scale": {"top1": 20.0, "top5": 3.5}, "images": 50_000}}
+    text = report.readable(report.tested([record], found, paper.TABLE_5)).set_index("net")
+    assert list(text.index) == list(paper.TABLE_5.errors)
+    assert text.loc["ensemble", ["ours: top-5 error %", "paper: top-5 error %"]].tolist() == ["3.50", "3.57"]
+    nothing = report.tested([], {}, paper.TABLE_5)
+    assert report.readable(nothing).set_index("net").loc["ensemble", "ours: top-5 error %"] == "not run"
+    assert report.caution(nothing) == "Nothing was run yet."
+
+
+@pytest.mark.parametrize(
+    ("fields", "images"),
+    [({"schedule": 0.5}, 50_000), ({"recipe": "note"}, 50_000), ({}, 49_999), ({"dataset": "imagenet-100"}, 50_000)],
+)
+def test_only_all_of_imagenet_in_full_length_is_comparable(make, fields, images):
+    record = make(40, 30, **({"net": "resnet-34", "dataset": "imagenet"} | fields))
+    table = report.tested([record], evaluated(record, 25.0, 8.0, images=images), paper.TABLE_2)
+    assert not table["comparable"].any()
+    assert "not the paper's conditions" in report.caution(table)
+
+
+def test_a_rehearsal_is_called_one(make):
+    record = make(40, 30, net="resnet-34", dataset="imagenet-rehearsal")
+    assert "A rehearsal: these errors mean nothing." in report.caution(report.errors([record]))
+
+
+def test_figure_4_shows_what_was_run_of_its_nets(make):
+    nets = ["plain-18", "resnet-18", "plain-34", "resnet-34", "resnet-50"]
+    records = [make(40, 30, net=net, dataset="imagenet") for net in nets]
+    assert [len(axes.lines) for axes in report.figure_4(records).axes] == [4, 4]
+    (axes,) = report.figure_4([records[1], records[4]]).axes
+    assert axes.get_title() == "residual nets"
+    (axes,) = report.figure_4(records[4:]).axes
+    assert axes.get_title() == "not in the paper's figure"
+
+
+def test_weights_of_others_are_rows_of_their_own_and_no_runs(make):
+    records = [make(8, 9, net="resnet-20"), make(7, 8, net="resnet-32")]
+    others = [{"net": "resnet-20-of-theirs", "parameters": 269_722, "test_error": 8.27}]
+    table = report.errors(records, others=others)
+    text = report.readable(table).set_index("net")
+    assert text.loc["resnet-20-of-theirs"].tolist() == ["269,722", "–", "–", "8.27", "–"]
+    assert "1 run per net. Trained by others, tested here: resnet-20-of-theirs." in report.caution(table)
+    assert report.findings(table) == report.findings(report.errors(records))
+
+
+def test_the_papers_tables_agree_with_each_other():
+    """Numbers that the paper prints twice: a slip of the pen in one of them shows."""
+    for net in set(paper.TABLE_2.errors) & set(paper.TABLE_3.errors):
+        assert paper.TABLE_2.errors[net][0] == paper.TABLE_3.errors[net][0]
+    for net in set(paper.TABLE_3.errors) & set(paper.TABLE_4.errors):
+        ten_crop, scales = paper.TABLE_3.errors[net], paper.TABLE_4.errors[net]
+        assert all(more is None or less is None or less < more for more, less in zip(ten_crop, scales, strict=True))
+    assert paper.TABLE_3.errors["plain-34"][0] - paper.TABLE_3.errors["resnet-34"][0] == pytest.approx(3.5, abs=0.05)
+    assert paper.TABLE_2.errors["resnet-18"][0] - paper.TABLE_2.errors["resnet-34"][0] == pytest.approx(2.8, abs=0.06)

@@ -22,6 +22,11 @@ def test_a_run_takes_its_data_sets_own_recipe():
             Run("resnet-56-B", "cifar10-jpeg", "note", seed=3, schedule=0.03, precision="bfloat16", holdout=5000),
             "resnet-56-B__cifar10-jpeg__recipe-note__schedule-0.03__precision-bfloat16__holdout-5000__seed-3",
         ),
+        (Run("resnet-50-B", "imagenet", group=32), "resnet-50__imagenet__seed-0"),
+        (
+            Run("resnet-34-B", "imagenet", group=16, unreadable="error"),
+            "resnet-34-B__imagenet__group-16__unreadable-error__seed-0",
+        ),
     ],
 )
 def test_the_id_names_what_differs_from_the_defaults(run, name):
@@ -46,6 +51,9 @@ def test_equal_runs_have_equal_ids_and_different_ones_different_ids():
         Run("resnet-20", "a", schedule=0.5),
         Run("resnet-20", "a", precision="bfloat16"),
         Run("resnet-20", "a", holdout=1),
+        Run("resnet-20", "a", group=64),
+        Run("resnet-50", "imagenet-a"),
+        Run("resnet-50", "imagenet-a", unreadable="error"),
     ]
     assert len(set(different)) == len({run.id for run in different}) == len(different)
 
@@ -81,6 +89,10 @@ def test_a_run_is_frozen_and_survives_json():
         ({"precision": "bf16"}, ValueError, "choose float32, bfloat16"),
         ({"precision": "floet32"}, ValueError, "did you mean 'float32'"),
         ({"holdout": -1}, ValueError, "holdout -1"),
+        ({"unreadable": "ignore"}, ValueError, "unreadable 'ignore': choose skip, error"),
+        ({"group": 1.5}, TypeError, "group 1.5"),
+        ({"dataset": "imagenet", "net": "plain-50"}, ValueError, "plain ImageNet nets have 18 or 34 layers"),
+        ({"dataset": "imagenet", "net": "resnet-20"}, ValueError, "an ImageNet net has 18, 34, 50, 101, 152"),
     ],
 )
 def test_bad_fields_are_refused_with_the_choices(fields, error, message):

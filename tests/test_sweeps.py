@@ -112,7 +112,7 @@ import signal
 from replication import Run, run_all
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell that runs the tests does with it
-    run_all([Run("resnet-20")], {results!r})
+    run_all([Run("resnet-20", group=64)], {results!r}, processes={processes})
 """
 
 
@@ -125,12 +125,12 @@ def alive(group):
     return True
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_workers_end_with_the_process_that_waits_for_them(tmp_path, how):
+@pytest.mark.parametrize(("how", "processes"), [(signal.SIGINT, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 2)])
+def test_workers_end_with_the_process_that_waits_for_them(tmp_path, how, processes):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(results=str(tmp_path)))
+    script.write_text(SCRIPT.format(results=str(tmp_path), processes=processes))
     process = subprocess.Popen([sys.executable, script], start_new_session=True, stderr=subprocess.DEVNULL)
-    history = Run("resnet-20").folder(tmp_path) / "history.csv"
+    history = Run("resnet-20", group=64).folder(tmp_path) / "history.csv"
     while not history.exists():
         assert process.poll() is None
         time.sleep(0.05)

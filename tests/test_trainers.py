@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from conftest import write_images
 from PIL import Image
 
-from replication import Run, data, evaluate, grid, models, recipes, trainers
+from replication import Run, data, evaluate, grid, models, recipes, run_all, trainers
 from replication.models import NetName
 
 SCHEDULE = 0.02  # 22 iterations on digits
@@ -269,3 +269,47 @@ def test_threads_depend_on_the_run_and_the_machine_alone(monkeypatch):
     assert trainers.threads_for(Run("resnet-56", "cifar10", seed=4), 32) == 6
     monkeypatch.setattr(trainers, "cores", lambda: 4)
     assert trainers.threads_for(Run("resnet-56", "cifar10"), 32) == 4
+
+
+@pytest.fixture
+def rehearse(monkeypatch):
+    """Makes the rehearsal's recipe short."""
+    recipe = replace(recipes.RECIPES["rehearsal"], iterations=2, batch=4, group=2)
+    monkeypatch.setitem(recipes.RECIPES, "rehearsal", recipe)
+
+
+def test_an_imagenet_run_goes_on_to_the_same_result(photographs, tmp_path, monkeypatch, rehearse):
+    run = Run("resnet-18", "imagenet-small", recipe="rehearsal", holdout=3)
+    undisturbed = trainers.train(run, tmp_path / "undisturbed", photographs)
+    assert undisturbed.history["val_error"].notna().all()
+    monkeypatch.setattr(trainers, "CHECKPOINT_SECONDS", 0)
+    batch = data.Stream.__call__
+
+    def power_cut(self, iteration):
+        if iteration == 1:
+            raise KeyboardInterrupt
+        return batch(self, iteration)
+
+    with monkeypatch.context() as context:
+        context.setattr(data.Stream, "__call__", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            trainers.train(run, tmp_path / "resumed", photographs)
+    assert checkpoint_after(run.folder(tmp_path / "resumed"), 1)
+    assert_same(trainers.train(run, tmp_path / "resumed", photographs), undisturbed)
+
+
+def test_unreadable_photographs_are_counted_and_listed(photographs, tmp_path, capsys, rehearse):
+    spoiled = [photographs / "imagenet-small" / part / "n00000002" / "1.JPEG" for part in ("train", "val")]
+    for path in spoiled:
+        path.write_bytes(path.read_bytes()[:2000])
+    run = Run("resnet-18", "imagenet-small", recipe="rehearsal")
+    with ThreadPoolExecutor(1) as executor:
+        (record,) = run_all([run], tmp_path, photographs, executor=executor)
+    assert record.summary["unreadable"] == 2
+    lines = (record.folder / "unreadable.txt").read_text().splitlines()
+    assert [line.partition(": ")[0] for line in lines] == sorted(map(str, spoiled))
+    assert f"{run.id}: 2 unreadable files, see {record.folder}/unreadable.txt" in capsys.readouterr().out
+    strict = replace(run, unreadable="error")
+    with pytest.raises(ValueError, match=f"1 of the files .*cannot be read.*\n  {spoiled[0]}"):
+        run_all([strict], tmp_path, photographs)
+    assert not strict.folder(tmp_path).exists()
