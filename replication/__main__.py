@@ -24,7 +24,7 @@ def main():
         run = Run(**values)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    record = trainers.train(run, results, data)
+    record = trainers.train(run, results, data, progress=True)
     print(f"{record.folder}: test error {record.summary['test_error']:.2f} %")
 
 

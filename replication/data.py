@@ -8,8 +8,10 @@ import contextlib
 import difflib
 import hashlib
 import itertools
+import math
 import os
 import re
+import uuid
 import warnings
 import zipfile
 from dataclasses import dataclass, replace
@@ -272,11 +274,11 @@ class ImageNet:
 
         Raises ValueError naming them if ``choice`` is "error" and there are any.
         """
-        found = dict(line.split("\t", 1) for line in self._statistics["unreadable"].tolist())
+        found = _failures(self._statistics)
         if found and choice == "error":
             listing = "\n".join(f"  {path}: {error}" for path, error in found.items())
             raise ValueError(
-                f"{len(found)} of the files of {self.folder / 'train'} cannot be read: replace or remove them, "
+                f"{len(found)} of the files of {self.folder} cannot be read: replace or remove them, "
                 f"or choose unreadable='skip'\n{listing}"
             )
         return found
@@ -297,7 +299,7 @@ class ImageNet:
             if failed is not None:
                 failed |= errors
             if images:
-                yield centred(torch.stack(images).to(device), mean), labels.to(device)
+                yield centred(torch.cat([crop for (crop,) in images]).to(device), mean), labels.to(device)
 
 
 class Stream:
@@ -313,7 +315,7 @@ class Stream:
     ):
         self.batch, self.share, self.iterations, self.workers = batch, share, iterations, workers
         self.indices = Order(len(dataset.train.labels), batch, seed)
-        self.reader = _TrainingCrops(dataset.folder, dataset.train, seed, unreadable)
+        self.reader, self.choice = _TrainingCrops(dataset.folder, dataset.train, seed), unreadable
         self.mean = torch.from_numpy(dataset.mean).to(device)
         self.components = torch.from_numpy(dataset.components).to(device)
         self.unreadable = {}
@@ -324,6 +326,7 @@ class Stream:
             self._iterator = _loader(self.reader, _collated, self._places(iteration), self.workers, self.mean.is_cuda)
         pixels, labels, shifts, failed = next(self._iterator)
         self._next = iteration + 1
+        refuse(self.reader.folder, failed, self.choice)
         self.unreadable |= failed
         device = self.mean.device
         pixels, labels, shifts = (part.to(device, non_blocking=True) for part in (pixels, labels, shifts))
@@ -340,8 +343,8 @@ class Stream:
 class _TrainingCrops(torch.utils.data.Dataset):
     """Crops of training files; ``(place, index)`` asks for one, and its place alone says how it is altered."""
 
-    def __init__(self, folder, files, seed, unreadable):
-        self.folder, self.files, self.seed, self.choice = folder, files, seed, unreadable
+    def __init__(self, folder, files, seed):
+        self.folder, self.files, self.seed = folder, files, seed
 
     def __getitem__(self, key):
         place, index = key
@@ -349,30 +352,34 @@ class _TrainingCrops(torch.utils.data.Dataset):
         side = int(generator.integers(TRAIN_SIDES[0], TRAIN_SIDES[1] + 1))
         corner, mirrored = generator.random(2), bool(generator.integers(2))
         shift = generator.normal(0, 0.1, 3).astype(np.float32)
-        failed = {}
+        failed, count = {}, len(self.files.paths)
         for number in range(index, index + IN_A_ROW):
-            path = self.folder / os.fsdecode(self.files.paths[number % len(self.files.paths)])
+            name = os.fsdecode(self.files.paths[number % count])
             try:
-                pixels = random_crop(path, side, corner, mirrored)
+                pixels = random_crop(self.folder / name, side, corner, mirrored)
             except READING_ERRORS as error:
-                _refused(path, error, self.choice, failed)
+                failed |= [failure(name, error)]
                 continue
-            return pixels, self.files.labels[number % len(self.files.paths)], shift, failed
-        path, error = failed.popitem()
-        raise OSError(
-            f"{IN_A_ROW} files one after the other cannot be read, the last is {path} ({error}): is the disk there?"
-        )
+            return pixels, self.files.labels[number % count], shift, failed
+        raise OSError(too_many(*failed.popitem()))
 
 
 READING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
-def _refused(path, error, choice, failed):
-    if choice == "error":
-        raise ValueError(
-            f"{path} cannot be read as an image ({error}): replace it, or choose unreadable='skip'"
-        ) from error
-    failed[str(path)] = f"{type(error).__name__}: {error}".replace("\n", " ").replace("\t", " ")
+def failure(name, error):
+    """What is kept of a file that cannot be read: its name below the data set's folder, and why."""
+    return name, f"{type(error).__name__}: {error}".replace("\n", " ").replace("\t", " ")
+
+
+def refuse(folder, failed, choice):
+    """Raise ValueError for the first of the failures, {name: error}, if that was chosen."""
+    for name, error in failed.items() if choice == "error" else ():
+        raise ValueError(f"{folder / name} cannot be read ({error}): replace it, or choose unreadable='skip'")
+
+
+def too_many(path, error):
+    return f"{IN_A_ROW} files one after the other cannot be read, the last is {path} ({error}): is the disk there?"
 
 
 def random_crop(path, side, corner, mirrored):
@@ -408,43 +415,61 @@ def resized(image, side):
 
 
 def central_crop(image):
-    """The central 224 crop of a photograph with a shorter side of 256: (224, 224, 3) in uint8."""
+    """The central 224 crop of a photograph with a shorter side of 256: one view (1, 224, 224, 3) in uint8."""
     from torchvision.transforms.v2 import functional as v2
 
-    return v2.pil_to_tensor(v2.center_crop(resized(image, TEST_SIDE), [CROP])).permute(1, 2, 0)
+    return [v2.pil_to_tensor(v2.center_crop(resized(image, TEST_SIDE), [CROP])).permute(1, 2, 0)[None]]
 
 
 def read(dataset, files, view, batch=32, workers=None, unreadable="skip"):
-    """Read the files of a part in their order: lists of up to ``batch`` views, their labels, and {path: error}.
+    """Read the files of a part in their order: lists of the views of up to ``batch`` photographs, labels, failures.
 
-    ``view(image)`` makes whatever is to be seen of a photograph in RGB, in worker processes.
-    A file that cannot be read is left out, or raises ValueError with ``unreadable="error"``.
+    ``view(image)``: the tensors of views (k, H, W, 3) in uint8 to be seen of a photograph in RGB, made in ``workers``
+    processes (None: one for each core; 0: in this one). Labels are a tensor (N,), failures {path: error} of the files
+    that cannot be read and are left out; with ``unreadable="error"`` they raise ValueError instead.
+    Raises OSError when so many files fail one after the other that these are no longer a few bad ones.
     """
+    for pixels, shapes, labels, failed in _batches(dataset, files, view, _packed, batch, workers, unreadable):
+        parts = iter(pixels.split([math.prod(shape) for views in shapes for shape in views]))
+        yield [[next(parts).view(shape) for shape in views] for views in shapes], torch.tensor(labels), failed
+
+
+def _batches(dataset, files, view, collated, batch=32, workers=None, unreadable="skip"):
+    """What ``collated`` makes of each batch of samples, and its failures; stops a run of failures."""
     import torchvision.transforms.v2  # noqa: F401 (here, once, and not in every worker anew)
 
     indices = range(len(files.labels))
     places = (list(indices[start : start + batch]) for start in indices[::batch])
-    return _loader(_Views(dataset.folder, files, view, unreadable), _listed, places, workers)
+    reader, in_a_row = _Views(dataset.folder, files, view), 0
+    for *content, failures in _loader(reader, collated, places, workers):
+        failed = dict(found for found in failures if found is not None)
+        refuse(dataset.folder, failed, unreadable)
+        for found in failures:
+            in_a_row = 0 if found is None else in_a_row + 1
+            if in_a_row == IN_A_ROW:
+                raise OSError(too_many(*found))
+        yield *content, failed
 
 
 class _Views(torch.utils.data.Dataset):
-    def __init__(self, folder, files, view, unreadable):
-        self.folder, self.files, self.view, self.choice = folder, files, view, unreadable
+    def __init__(self, folder, files, view):
+        self.folder, self.files, self.view = folder, files, view
 
     def __getitem__(self, index):
-        path, failed = self.folder / os.fsdecode(self.files.paths[index]), {}
+        path = os.fsdecode(self.files.paths[index])
         try:
-            image, _ = opened(path, max(TEST_SIDES))
-            return self.view(image), self.files.labels[index], failed
+            image, _ = opened(self.folder / path, max(TEST_SIDES))
+            return self.view(image), self.files.labels[index], None
         except READING_ERRORS as error:
-            _refused(path, error, self.choice, failed)
-        return None, self.files.labels[index], failed
+            return None, self.files.labels[index], failure(path, error)
 
 
-def _listed(samples):
-    seen = [(view, label) for view, label, _ in samples if view is not None]
-    failed = {path: error for _, _, errors in samples for path, error in errors.items()}
-    return [view for view, _ in seen], torch.tensor([label for _, label in seen], dtype=torch.int64), failed
+def _packed(samples):
+    """All views of a batch in one tensor: what comes from a worker takes one file descriptor, not one for each view."""
+    seen = [(views, label) for views, label, _ in samples if views is not None]
+    pixels = [view.flatten() for views, _ in seen for view in views]
+    shapes, labels = [[view.shape for view in views] for views, _ in seen], [int(label) for _, label in seen]
+    return torch.cat(pixels) if pixels else torch.empty(0), shapes, labels, [found for *_, found in samples]
 
 
 def _collated(samples):
@@ -462,10 +487,12 @@ class _Places(torch.utils.data.Sampler):
 
 
 def _loader(reader, collated, places, workers=None, pinned=False):
-    workers = cores() if workers is None else workers
-    options = {"prefetch_factor": 4} if workers else {}
     loader = torch.utils.data.DataLoader(
-        reader, batch_sampler=_Places(places), collate_fn=collated, num_workers=workers, pin_memory=pinned, **options
+        reader,
+        batch_sampler=_Places(places),
+        collate_fn=collated,
+        num_workers=cores() if workers is None else workers,
+        pin_memory=pinned,
     )
     with warnings.catch_warnings():
         # Python 3.12 and later warn of every fork in a process with threads; these children only read files.
@@ -636,7 +663,14 @@ def _visible(folder, folders=False):
     """Names, sizes and times of change of what is in a folder and not hidden, in the order of their names."""
     with os.scandir(folder) as entries:
         kept = [entry for entry in entries if not entry.name.startswith(".") and (entry.is_dir() or not folders)]
-        return sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in kept)
+        found = []
+        for entry in kept:
+            try:
+                status = entry.stat()
+                found.append((entry.name, status.st_size, status.st_mtime_ns))
+            except OSError:  # a link that leads nowhere: reading it says so
+                found.append((entry.name, -1, 0))
+        return sorted(found)
 
 
 def _imagenet(name, root, progress):
@@ -663,37 +697,61 @@ def _statistics(dataset):
     count = len(dataset.train.labels)
     if not count:
         raise ValueError(f"{dataset.folder} has no folder train/: the mean of its images is needed")
-    cache = dataset.root / ".cache" / f"{dataset.name}.npz"
+    cache = dataset.root / ".cache" / f"{dataset.name}-{count}.npz"
     key = f"{VERSION} {dataset.fingerprint} {count}"
     arrays = _read_cache(cache, key)
-    if arrays is not None:
+    if arrays is not None and not any(_readable(dataset.folder / name) for name in _failures(arrays)):
         return arrays
     try:
-        _write_cache(cache, "not yet", {})
+        _write_cache(cache.with_suffix(".test"), key, {})
+        cache.with_suffix(".test").unlink()
     except OSError as error:
         raise ValueError(
             f"{cache} cannot be written ({error}), and to read {count:,} images again each time would take too long: "
             f"let {dataset.root} be a folder that can be written to, with a symbolic link to the images in it"
         ) from error
-    total, products, seen, unreadable = np.zeros((CROP, CROP, 3), np.int64), np.zeros((3, 3), np.int64), 0, []
+    total, products, seen, unreadable = np.zeros((CROP, CROP, 3), np.int64), np.zeros((3, 3), np.int64), 0, {}
     with progress_bar(count, f"mean of {dataset.name}", "images", disable=not dataset.progress) as bar:
-        for crops, labels, failed in read(dataset, dataset.train, central_crop):
-            for crop in crops:
-                pixels = crop.numpy()
-                total += pixels
-                colours = pixels.reshape(-1, 3).astype(np.float64)  # whole numbers, and sums of them, are exact in it
-                products += (colours.T @ colours).astype(np.int64)
-            seen += len(labels)
-            unreadable += [f"{path}\t{error}" for path, error in failed.items()]
-            bar.update(len(labels) + len(failed))
+        for pixels, colours, number, failed in _batches(dataset, dataset.train, central_crop, _summed):
+            total += pixels.numpy()
+            products += colours
+            seen += number
+            unreadable |= failed
+            bar.update(number + len(failed))
     if not seen:
-        raise ValueError(f"none of the {count:,} files of {dataset.folder / 'train'} can be read: {unreadable[0]}")
+        name, error = unreadable.popitem()
+        raise ValueError(f"none of the {count:,} training files of {dataset.folder} can be read, {name}: {error}")
     mean = total / seen
     colour = mean.mean((0, 1))
     covariance = (products / (seen * CROP * CROP) - np.outer(colour, colour)) / 255**2
-    arrays = {"mean": mean.astype(np.float32), "covariance": covariance, "unreadable": np.array(unreadable, dtype=str)}
+    lines = np.array([f"{name}\t{error}" for name, error in unreadable.items()], dtype=str)
+    arrays = {"mean": mean.astype(np.float32), "covariance": covariance, "unreadable": lines}
     _write_cache(cache, key, arrays)
     return arrays
+
+
+def _summed(samples):
+    """Of a batch of central crops: sums of pixels, sums of products of colours, their number."""
+    total, products, seen = torch.zeros(CROP, CROP, 3, dtype=torch.int64), np.zeros((3, 3), np.int64), 0
+    for views, _, _ in samples:
+        if views is not None:
+            total += views[0][0]
+            colours = views[0].numpy().reshape(-1, 3).astype(np.float64)  # whole numbers and their sums are exact in it
+            products += (colours.T @ colours).astype(np.int64)
+            seen += 1
+    return total, products, seen, [found for *_, found in samples]
+
+
+def _failures(arrays):
+    return dict(line.split("\t", 1) for line in arrays["unreadable"].tolist())
+
+
+def _readable(path):
+    try:
+        opened(path, TEST_SIDE)
+    except READING_ERRORS:
+        return False
+    return True
 
 
 REHEARSAL = {"classes": 6, "train": 12, "val": 1}  # the last two: photographs a class
@@ -756,7 +814,7 @@ def _read_cache(path, key):
 
 
 def _write_cache(path, key, arrays):
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(exist_ok=True)
         with part.open("wb") as file:

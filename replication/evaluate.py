@@ -1,6 +1,6 @@
 """Errors of nets on images they are not trained on, in every way that the paper tests them."""
 
-import functools
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -44,11 +44,6 @@ def single_view(net, views, device="cpu", precision="float32"):
     return 100 * wrong / count, loss / count
 
 
-def centre_crop(image):
-    """The central 224 crop of a photograph with a shorter side of 256: one view (1, 224, 224, 3) in uint8."""
-    return [datasets.central_crop(image)[None]]
-
-
 def ten_crop(image):
     """Centre and corners of the central 256x256 of a photograph with a shorter side of 256, and their mirror images.
 
@@ -72,11 +67,14 @@ def multi_scale(image):
     return [v2.pil_to_tensor(datasets.resized(image, side)).permute(1, 2, 0)[None] for side in sides]
 
 
-WAYS = {"centre crop": centre_crop, "10-crop": ten_crop, "multi-scale": multi_scale}
+WAYS = {"centre crop": datasets.central_crop, "10-crop": ten_crop, "multi-scale": multi_scale}
 
 
-def _seen(image, ways):
-    return {way: WAYS[way](image) for way in ways}
+@contextlib.contextmanager
+def exact():
+    """Convolutions that are repeatable and, where float32 is asked for, in float32 (no TF32)."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
 
 
 class Tested(NamedTuple):
@@ -108,49 +106,38 @@ def scores(tested, photographs, precision="float32"):
     return total / count
 
 
-def errors(entries, dataset, ways=tuple(WAYS), precision="float32", batch=8, workers=None, unreadable="skip"):
-    """Top-1 and top-5 errors in percent on the test part of an ``ImageNet``, for each entry in each way.
+def errors(entries, dataset, way, precision="float32", batch=8, workers=None, unreadable="skip"):
+    """Top-1 and top-5 errors in percent on the test part of an ``ImageNet``, for each entry, in one of ``WAYS``.
 
     entries: {name: [Tested, ...]}; the scores of several nets are averaged: an ensemble.
-    ways: of ``WAYS``. The test images are read once, ``batch`` at a time, for all: memory does not grow with them.
-    Returns {name: {way: {"top1": ..., "top5": ...}, "images": ..., "unreadable": ...}}. With fewer than six classes
-    there is no top-5 error: it is None.
+    The test images are read once, ``batch`` at a time, for all entries: memory does not grow with their number.
+    Returns {name: {"top1": ..., "top5": ...}}, and {path: error} of the files that could not be read and are left out.
+    With fewer than six classes there is no top-5 error: it is None.
     Raises ValueError when no image can be read, or with ``unreadable="error"`` for any that cannot.
     """
     nets = {id(tested.net): tested for members in entries.values() for tested in members}
     for tested in nets.values():
         tested.net.eval().to(tested.mean.device, memory_format=torch.channels_last)
-    wrong = {(name, way): torch.zeros(2, dtype=torch.int64) for name in entries for way in ways}
-    images, failed = 0, {}
-    view = functools.partial(_seen, ways=ways)
-    with datasets.progress_bar(len(dataset.test.labels), f"testing {len(nets)} nets", "images") as bar:
-        for seen, labels, errors in datasets.read(dataset, dataset.test, view, batch, workers, unreadable):
-            failed |= errors
+    wrong = {name: torch.zeros(2, dtype=torch.int64) for name in entries}
+    images, failed, count = 0, {}, len(dataset.test.labels)
+    title = f"{way}, {len(nets)} net{'s' if len(nets) > 1 else ''}"
+    with exact(), datasets.progress_bar(count, title, "images") as bar:
+        for seen, labels, failures in datasets.read(dataset, dataset.test, WAYS[way], batch, workers, unreadable):
+            failed |= failures
             images += len(labels)
-            bar.update(len(labels) + len(errors))
-            for way in ways if seen else ():
-                found = {key: scores(tested, [views[way] for views in seen], precision) for key, tested in nets.items()}
-                for name, members in entries.items():
-                    mean = torch.stack([found[id(tested.net)] for tested in members]).mean(0)
-                    best = mean.topk(min(5, mean.shape[1])).indices.cpu() == labels[:, None]
-                    wrong[name, way] += torch.stack([~best[:, 0], ~best.any(1)]).sum(1)
+            bar.update(len(labels) + len(failures))
+            if not seen:
+                continue
+            found = {key: scores(tested, seen, precision) for key, tested in nets.items()}
+            for name, members in entries.items():
+                mean = torch.stack([found[id(tested.net)] for tested in members]).mean(0)
+                best = mean.topk(min(5, mean.shape[1])).indices.cpu() == labels[:, None]
+                wrong[name] += torch.stack([~best[:, 0], ~best.any(1)]).sum(1)
     if not images:
         raise ValueError(f"none of the test images of {dataset.folder} can be read")
-    for path, error in failed.items():
-        print(f"{path} cannot be read and is left out: {error}")
-    counts = {"images": images, "unreadable": len(failed)}
     few = len(dataset.classes) < 6
-    return {
-        name: {
-            way: {
-                "top1": 100 * wrong[name, way][0].item() / images,
-                "top5": None if few else 100 * wrong[name, way][1].item() / images,
-            }
-            for way in ways
-        }
-        | counts
-        for name in entries
-    }
+    rates = {name: (100 * counts / images).tolist() for name, counts in wrong.items()}
+    return {name: {"top1": top1, "top5": None if few else top5} for name, (top1, top5) in rates.items()}, failed
 
 
 TORCHVISION = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # of the inputs of torchvision's nets
@@ -172,7 +159,7 @@ def check_other(label, options, imagenet):
             complete["variant"] = {"stride_on": stride_on}
         if name.residual and name.shortcut == "A" and not imagenet:
             complete["zeros"] = runs.choice("zeros", options.get("zeros"), ("behind", "around"))
-        if not Path(options.get("path", "")).is_file():
+        if not isinstance(options.get("path"), str) or not Path(options["path"]).is_file():
             raise ValueError(f"path {options.get('path')!r}: there is no such file")
     except (TypeError, ValueError) as error:
         raise type(error)(f"weights {label!r}: {error}") from error
@@ -205,38 +192,49 @@ def errors_of_others(weights, dataset, data="data", precision="float32"):
 
     weights: {label: options of ``load_other``}. Test errors are in percent, of the single view.
     """
-    for label, options in weights.items():
-        check_other(label, options, imagenet=False)
+    check((), weights=weights, imagenet=False)
     if not weights:
         return []
     loaded, rows = datasets.load(dataset, data), []
     for label, options in weights.items():
         net, mean, std = load_other(label, options, loaded)
         views = loaded.views(loaded.test, mean.device, mean=mean, std=std)
-        error, _ = single_view(net, views, mean.device, precision)
+        with exact():
+            error, _ = single_view(net, views, mean.device, precision)
         rows.append({"net": label, "parameters": measure.parameters(net), "test_error": error})
     return rows
 
 
-def check(nets, ways=tuple(WAYS), ensemble=(), weights=None):
+def check(nets, ways=tuple(WAYS), ensemble=(), weights=None, imagenet=True):
     """Raise ValueError or TypeError for what ``evaluations`` of these nets would refuse, before they are trained."""
     for way in runs.a_list("ways", ways):
         runs.choice("way", way, WAYS)
     for net in ensemble:
         runs.choice("net of the ensemble", net, nets)
     for label, options in (weights or {}).items():
-        check_other(label, options, imagenet=True)
+        if not isinstance(label, str) or label == "ensemble" or label.startswith(("plain-", "resnet-")):
+            raise ValueError(f"weights {label!r}: choose a label that no net of ours has, such as 'theirs'")
+        check_other(label, options, imagenet)
 
 
 def evaluations(
-    records, dataset, data="data", weights=None, ensemble=(), ways=tuple(WAYS), precision="float32", folder="results"
+    records,
+    dataset,
+    data="data",
+    weights=None,
+    ensemble=(),
+    ways=tuple(WAYS),
+    precision="float32",
+    unreadable="skip",
+    folder="results",
 ):
     """Errors in each way of runs on an ``ImageNet``, of weights of others and of an ensemble of runs: {name: errors}.
 
-    A run's are kept in ``evaluation.json`` beside its record and loaded from there, the others' and the ensemble's in
-    ``<folder>/evaluations.json``; what is missing is measured in one pass over the test images. Names are run ids, the
-    labels of ``weights`` (their options as in ``load_other``), and "ensemble". Runs without weights and without errors
-    from before are left out, with a line that says so.
+    Errors are {way: {"top1": ..., "top5": ...}, "images": ..., "unreadable": ..., ...} in percent. A run's are kept in
+    ``evaluation.json`` beside its record and loaded from there, the others' and the ensemble's in
+    ``<folder>/evaluations.json``; what is missing is measured, way by way in one pass over the test images, and kept.
+    Names are run ids, the labels of ``weights`` (their options as in ``load_other``), and "ensemble". Runs without
+    weights and without errors from before are left out, with a line that says so.
     ensemble: names of nets, of each the first run.
     Raises ValueError or TypeError for unknown ways, for bad options, and for a net of the ensemble without a run.
     """
@@ -244,45 +242,68 @@ def evaluations(
     weights, own = weights or {}, {record.run.id: record for record in records}
     first = {record.run.net: record for record in reversed(records)}
     together = [first[net] for net in ensemble]
+    loaded = datasets.load(dataset, data) if datasets.present(dataset, data) else None
+    known = _known(own, weights, together, loaded, precision, Path(folder))
+    for way in ways:
+        missing = [name for name in known if way not in known[name]]
+        for name in missing:
+            if known[name]["weights"] is None or loaded is None:
+                print(f"{name}: not tested by {way}, since its {'weights are' if loaded else 'images are'} not here")
+        missing = [name for name in missing if known[name]["weights"] is not None and loaded is not None]
+        if missing:
+            _measure(missing, known, own, weights, together, loaded, way, precision, unreadable)
+            _keep(known, own, Path(folder))
+    return {name: found for name, found in known.items() if set(ways) & set(found)}
+
+
+def _known(own, weights, together, loaded, precision, folder):
+    """What was measured before of the same weights and images; where nothing was, only what it depends on."""
     files = {name: [record.folder / "weights.pt"] for name, record in own.items()}
-    files |= {label: [Path(options.get("path", ""))] for label, options in weights.items()}
+    files |= {label: [Path(options["path"])] for label, options in weights.items()}
     files |= {"ensemble": [record.folder / "weights.pt" for record in together]} if together else {}
-    kept = Path(folder) / "evaluations.json"
-    stored = json.loads(kept.read_text()) if kept.exists() else {}
-    stored |= {name: record.evaluation for name, record in own.items() if record.evaluation}
-    done, missing, keys = {}, [], {}
+    stored = _stored(folder) | {name: record.evaluation for name, record in own.items() if record.evaluation}
+    known = {}
     for name, paths in files.items():
-        keys[name] = {"precision": precision, "weights": _digest(paths), "options": weights.get(name)}
-        keys[name] |= {"fingerprint": records[0].fingerprint if records else None}
-        known = stored.get(name, {})
-        changed = keys[name]["weights"] is not None and {key: known.get(key) for key in keys[name]} != keys[name]
-        if not changed and set(ways) <= set(known):
-            done[name] = known
-        elif name not in weights and keys[name]["weights"] is None:
-            print(f"{name}: not tested, since there are no weights of it here")
-        else:
-            missing.append(name)
-    if not missing:
-        return done
-    loaded = datasets.load(dataset, data)
-    nets = {name: load_other(name, options, loaded) for name, options in weights.items() if name in missing}
+        depends = {"precision": precision, "weights": _digest(paths), "options": weights.get(name)}
+        depends["fingerprint"] = loaded.fingerprint if loaded else None
+        depends["members"] = [record.run.id for record in together] if name == "ensemble" else None
+        before = stored.get(name, {})
+        # Where weights or images are not here any more, their old errors stand.
+        alike = all(before.get(key) == value for key, value in depends.items() if value is not None)
+        known[name] = before if before and alike else depends
+    return known
+
+
+def _measure(missing, known, own, weights, together, loaded, way, precision, unreadable):
+    nets = {name: load_other(name, weights[name], loaded) for name in missing if name in weights}
     for name, record in own.items():
         if name in missing or (record in together and "ensemble" in missing):
-            net = record.run.name.build(len(loaded.classes))
-            models.load_weights(net, record.folder / "weights.pt")
-            nets[name] = Tested(net.to(_device()), torch.from_numpy(loaded.mean).to(_device()))
-    entries = {name: [nets[name]] for name in missing if name != "ensemble"}
-    if "ensemble" in missing:
-        entries["ensemble"] = [nets[record.run.id] for record in together]
-    found = errors(entries, loaded, ways, precision)
-    for name in found:
-        found[name] |= keys[name]
-        if name in own:
-            runs.write(own[name].folder / "evaluation.json", runs.json_text(found[name]))
-    others = {name: result for name, result in (stored | found).items() if name in weights or name == "ensemble"}
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    runs.write(kept, runs.json_text(others))
-    return done | found
+            net = models.load_weights(record.run.name.build(len(loaded.classes)), record.folder / "weights.pt")
+            mean = loaded.hold_out(record.run.holdout).mean
+            nets[name] = Tested(net.to(_device()), torch.from_numpy(mean).to(_device()))
+    entries = {
+        name: [nets[record.run.id] for record in together] if name == "ensemble" else [nets[name]] for name in missing
+    }
+    found, failed = errors(entries, loaded, way, precision, unreadable=unreadable)
+    for path, error in failed.items():
+        print(f"{loaded.folder / path} cannot be read and is left out: {error}")
+    for name in missing:
+        counts = {"images": len(loaded.test.labels) - len(failed), "unreadable": len(failed)}
+        known[name] = known[name] | {way: found[name]} | counts
+
+
+def _keep(known, own, folder):
+    for name, record in own.items():
+        if known[name] != record.evaluation and set(WAYS) & set(known[name]):
+            runs.write(record.folder / "evaluation.json", runs.json_text(known[name]))
+    folder.mkdir(parents=True, exist_ok=True)
+    others = {name: found for name, found in known.items() if name not in own}
+    runs.write(folder / "evaluations.json", runs.json_text(_stored(folder) | others))
+
+
+def _stored(folder):
+    path = folder / "evaluations.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _digest(paths):

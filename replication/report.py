@@ -74,23 +74,25 @@ def tested(records, evaluations, published):
 
     rows = _means(done, measured, names)
     rows = [row for row in rows if row["net"] in published.errors]
-    own, single = {record.run.id for record in records}, "ensemble" not in published.errors
-    rows += [
-        {"net": label, "n": 1, **found[way]}
-        for label, found in evaluations.items()
-        if label not in own and way in found and single == (label != "ensemble")
-    ]
+    own, single = {record.run.id: record for record in records}, "ensemble" not in published.errors
+    for label, found in evaluations.items():
+        if label not in own and way in found and single == (label != "ensemble"):
+            members = [own[name] for name in found.get("members") or ()]
+            conditions = [_conditions(member) for member in members]
+            alike = {name: conditions[0][name] for name in CONDITIONS if len({c[name] for c in conditions}) == 1}
+            rows.append(alike | {"net": label, "n": 1, "members": ", ".join(m.run.net for m in members), **found[way]})
     present = {row["net"] for row in rows}
     rows += [{"net": net, "n": 0} for net in published.errors if net not in present]
     place = {net: number for number, net in enumerate(published.errors)}
     rows.sort(key=lambda row: place.get(row["net"], len(place)))
-    columns = ["net", *CONDITIONS, "n", "top1", "top1_std", "top5", "top5_std"]
+    columns = ["net", "members", *CONDITIONS, "n", "top1", "top1_std", "top5", "top5_std"]
     table = pd.DataFrame(rows, columns=columns).astype({"iterations": "Int64", "holdout": "Int64", "group": "Int64"})
     for number, name in enumerate(names):
         table[f"paper_{name}"] = [published.errors.get(net, (None, None))[number] for net in table["net"]]
     table = table.astype(dict.fromkeys([*columns[-4:], "paper_top1", "paper_top5"], float))
     images = max((found["images"] for found in evaluations.values() if way in found), default=0)
-    alike = [images == 50_000 and published.conditions.items() <= row.items() for row in rows]
+    wanted = published.conditions
+    alike = [images == 50_000 and wanted is not None and wanted.items() <= row.items() for row in rows]
     return table.assign(images=images, comparable=alike)
 
 
@@ -169,12 +171,15 @@ def _with_spread(mean, deviation, n, net):
 
 def caution(table):
     """What must stand under a table: what it was measured on, and whether it may be held against the paper's."""
-    done, others = _runs(table), table[(table["n"] > 0) & table["dataset"].isna() & (table["net"] != "ensemble")]
+    done, others = _runs(table), table[(table["n"] > 0) & table["dataset"].isna()]
     sentences = []
     if len(done):
         sentences.append(f"Ours: {described(table)}.")
     if "images" in table and (table["n"] > 0).any():
         sentences.append(f"Tested on {table['images'].iloc[0]:,} images.")
+    members = [names for names in table.get("members", ()) if isinstance(names, str) and names]
+    if members:
+        sentences.append(f"The ensemble: {members[0]}.")
     if len(others):
         sentences.append(f"Trained by others, tested here: {', '.join(others['net'])}.")
     if (done["recipe"] == "rehearsal").any():

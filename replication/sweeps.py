@@ -39,6 +39,7 @@ def run_all(runs, results="results", data="data", executor=None, processes=1):
         if not isinstance(run, Run):
             raise TypeError(f"{run!r} is no Run: make one with Run(net, dataset, ...)")
         trainers.check_processes(run, processes)
+    trainers.check_devices(processes)
     if processes > 1 and executor is not None:
         raise ValueError(
             f"processes {processes}: an executor's workers train in one process each, leave one of the two"
@@ -63,7 +64,10 @@ def _check_data(records, data):
     for name in dict.fromkeys(record.run.dataset for record in records):
         if not datasets.present(name, data):
             continue
-        fingerprint = datasets.load(name, data).fingerprint
+        dataset = datasets.load(name, data)
+        if not len(dataset.train.labels):
+            continue  # photographs for tests alone
+        fingerprint = dataset.fingerprint
         for record in records:
             if record.run.dataset == name and record.fingerprint != fingerprint:
                 raise ValueError(

@@ -1,8 +1,10 @@
 """Trains one run: the loop, its checkpoints, and the record it leaves."""
 
 import contextlib
+import datetime
 import functools
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -29,6 +31,7 @@ RECORDINGS = 100  # rows of a full history
 CHECKPOINT_SECONDS = 60
 ONE_AT_A_TIME = threading.Lock()  # torch's generator, threads and convolution settings are the whole process's
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
+WAIT_FOR_OTHERS = datetime.timedelta(hours=12)  # while one process of a machine reads all images for their mean
 MAX_RESTARTS = 3  # of all processes of a run, each time that one of them dies
 
 
@@ -69,26 +72,29 @@ def recording_points(recipe, test_images):
     return set(points), set(points[::-1][::step])
 
 
-def train(run, results="results", data="data", processes=1):
+def train(run, results="results", data="data", processes=1, progress=False):
     """Train a run and write its record; go on from its checkpoint if there is one, return at once if it is finished.
 
     Runs on the CUDA device if there is one, else on the CPU. With ``processes``, that many on this machine share every
     batch, each on a device of its own; if one dies, all are started again from the checkpoint. Called by torchrun, this
     is one of its processes; several machines must see the same ``results``. Returns the run's ``Record``. In one
-    process, one run is trained at a time, whatever threads call this.
+    process, one run is trained at a time, whatever threads call this. ``progress``: show bars while data is prepared.
     Raises ValueError for a data set that cannot be loaded or that a checkpoint does not fit and for a number of
     processes that does not divide the batch, FloatingPointError when the loss is no longer finite, and RuntimeError
     when processes die again and again.
     """
     check_processes(run, processes)
+    check_devices(processes)
     record = runs.finished(run, results)
     if record is not None:
         return record
+    first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    dataset = datasets.load(run.dataset, data, progress=progress and first_here).hold_out(run.holdout)
+    if first_here:  # where photographs are read for their mean, one process of a machine does so, the others wait
+        dataset.unreadable(run.unreadable)
     if processes > 1:
-        datasets.load(run.dataset, data, progress=False).hold_out(run.holdout).unreadable(run.unreadable)
         _launch(run, results, data, processes)
         return runs.finished(run, results)
-    dataset = datasets.load(run.dataset, data, progress=False)
     folder = run.folder(results)
     folder.mkdir(parents=True, exist_ok=True)
     with ONE_AT_A_TIME, _group() as group, _computing(run, dataset, group):
@@ -106,6 +112,12 @@ def check_processes(run, processes):
             f"processes {processes}: {run.id} has batches of {groups} x {run.settings.group} images, choose {allowed}"
             + (f", or a smaller group than {run.settings.group}" if processes > groups else "")
         )
+
+
+def check_devices(processes):
+    """Raise ValueError if there are GPUs, but fewer than processes."""
+    if processes > 1 and torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise ValueError(f"processes {processes}: there are {torch.cuda.device_count()} GPUs, one for each process")
 
 
 def _launch(run, results, data, processes):
@@ -130,12 +142,19 @@ def _launch(run, results, data, processes):
 
 
 def _train_one_share(run, results, data):
-    """One process of several; what would only happen again is returned, anything else has all started again."""
+    """One process of several. An error that was posted ends all of them; any other has all started again."""
     try:
         train(run, results, data)
-    except (ValueError, FloatingPointError) as error:
-        return error
+    except PostedError as posted:
+        return posted.args[0]
     return None
+
+
+class PostedError(Exception):
+    """What one process of a group raised before, and all would raise again: the error itself is its argument."""
+
+
+POSTED = {"ValueError": ValueError, "FloatingPointError": FloatingPointError}
 
 
 class Group(NamedTuple):
@@ -156,12 +175,19 @@ def _group():
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-    store, rank, count = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(_meet(store, rank, count), store)
+    store, rank, count = next(dist.rendezvous("env://", timeout=WAIT_FOR_OTHERS))
+    if store.check(["error"]):
+        name, text = json.loads(store.get("error"))
+        raise PostedError(POSTED[name](text))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+    meeting = dist.PrefixStore(_meet(store, rank, count), store)
+    dist.init_process_group(backend, store=meeting, rank=rank, world_size=count)
     try:
         yield Group(rank, count, local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
+    except tuple(POSTED.values()) as error:
+        # Told to all when they are started again: alone, this process would leave the others waiting for it.
+        store.set("error", json.dumps([type(error).__name__, str(error)]))
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -178,8 +204,10 @@ def _meet(store, rank, count):
         name = store.get(f"answer to {question}").decode()
         store.set(f"{name} {rank}", "is here")
         return name
-    name, absent = uuid.uuid4().hex, set(range(1, count))
+    name, absent, deadline = uuid.uuid4().hex, set(range(1, count)), time.monotonic() + WAIT_FOR_OTHERS.total_seconds()
     while absent:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{len(absent)} of {count} processes did not come within {WAIT_FOR_OTHERS}")
         for other in absent:
             if store.check([f"question of {other}"]):
                 store.set(f"answer to {store.get(f'question of {other}').decode()}", name)
@@ -194,7 +222,7 @@ def _computing(run, dataset, group):
     before = torch.get_num_threads()
     torch.set_num_threads(threads_for(run, dataset.size, group.local_count))
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with evaluate.exact():
             yield
     finally:
         torch.set_num_threads(before)
@@ -222,14 +250,10 @@ class _Training:
         self.recipe = run.settings
         check_processes(run, group.count)
         self.device = f"cuda:{group.local_rank}" if torch.cuda.is_available() else "cpu"
-        self.dataset = dataset.hold_out(run.holdout)
+        self.dataset = dataset
         self.reading = {"workers": max(1, cores() // group.local_count), "unreadable": run.unreadable}
-        share = group[:2]
-        if group.local_rank == 0:  # where the files must be read for it, one process of a machine does so for all
-            self.dataset.unreadable(run.unreadable)
-        self._wait()
         self.batches = self.dataset.batches(
-            self.recipe.batch, run.seed, self.device, share, iterations=self.recipe.iterations, **self.reading
+            self.recipe.batch, run.seed, self.device, group[:2], iterations=self.recipe.iterations, **self.reading
         )
         self.points, self.test_points = recording_points(self.recipe, len(self.dataset.test.labels))
         with torch.random.fork_rng(devices=[]):
@@ -256,6 +280,19 @@ class _Training:
                 device_ids=[group.local_rank] if torch.cuda.is_available() else None,
                 gradient_as_bucket_view=True,
             )
+            self._settle()
+
+    def _settle(self):
+        """One backward pass for nothing: after its first, torch orders the sums of gradients anew.
+
+        In an undisturbed run that would come after the first iteration, in one that goes on after some other.
+        """
+        before = self.running.clone()
+        with evaluate.autocast(self.device, self.run.precision):
+            outputs = self.parallel(torch.zeros(2, 3, *self.dataset.size, device=self.device))
+        outputs.float().sum().backward()
+        self.optimizer.zero_grad()
+        self.running.copy_(before)
 
     def finish(self):
         """Train to the last iteration and write the record; the summary comes last, since it says that all is there."""
@@ -359,7 +396,7 @@ class _Training:
         for found in self._from_all(self.unreadable | self.batches.unreadable):
             self.unreadable |= found
         if len(self.unreadable) > len(known):
-            lines = [f"{path}: {error}\n" for path, error in sorted(self.unreadable.items())]
+            lines = [f"{self.dataset.folder / path}: {error}\n" for path, error in sorted(self.unreadable.items())]
             self._write("unreadable.txt", "".join(lines))
 
     def _from_all(self, value):
@@ -370,13 +407,29 @@ class _Training:
         return values
 
     def _check_alike(self):
-        for what, value in {"images": self.fingerprint, "checkpoints": self.iteration}.items():
+        """Raise ValueError unless all processes train the same run on the same images and see the same results."""
+        mark = self.folder / "group.part"
+        (name, *_) = self._from_all(uuid.uuid4().hex)
+        self._write(mark.name, name)
+        self._wait()
+        deadline = time.monotonic() + 60  # a network's file system may show a new file late
+        while not mark.exists() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        seen = {
+            "runs": self.run.id,
+            "images": self.fingerprint,
+            "checkpoints": self.iteration,
+            "folders of results": mark.read_text() if mark.exists() else None,
+        }
+        for what, value in seen.items():
             values = self._from_all(value)
             if len(set(values)) > 1:
                 raise ValueError(
-                    f"{self.run.id}: its processes see different {what} ({values}): all machines need the same data, "
-                    "and a folder of results that all of them see"
+                    f"{self.run.id}: its processes see different {what} ({', '.join(map(str, values))}): on all "
+                    "machines give the same options, the same images, and a folder of results that all of them see"
                 )
+        if self.group.rank == 0:
+            mark.unlink(missing_ok=True)
 
     def _count_time(self):
         now = time.perf_counter()

@@ -111,9 +111,9 @@ def test_errors_and_ensembles_are_counted_as_by_hand(tmp_path):
     mean = torch.from_numpy(dataset.mean)
     nets = {name: evaluate.Tested(small_net(seed, classes=7), mean) for seed, name in enumerate("ab")}
     entries = {name: [tested] for name, tested in nets.items()} | {"both": list(nets.values())}
-    found = evaluate.errors(entries, dataset, ["centre crop", "10-crop"], batch=4, workers=1)
     paths = [dataset.folder / os.fsdecode(path) for path in dataset.test.paths]
     for way in ("centre crop", "10-crop"):
+        found, failed = evaluate.errors(entries, dataset, way, batch=4, workers=1)
         scores = {
             name: np.stack([slow_scores(nets[name].net, path, way, dataset.mean) for path in paths]) for name in nets
         }
@@ -123,21 +123,23 @@ def test_errors_and_ensembles_are_counted_as_by_hand(tmp_path):
             wrong = [label not in row[:1] for row, label in zip(ranks, dataset.test.labels, strict=True)]
             far = [label not in row[:5] for row, label in zip(ranks, dataset.test.labels, strict=True)]
             expected = {"top1": 100 * np.mean(wrong), "top5": 100 * np.mean(far)}
-            assert found[name][way] == pytest.approx(expected)
-    assert {found[name]["images"] for name in found} == {14}
+            assert found[name] == pytest.approx(expected)
+        assert not failed
 
 
-def test_photographs_that_cannot_be_read_are_left_out_and_named(photographs, capsys):
+def test_photographs_that_cannot_be_read_are_left_out_and_named(photographs):
     path = photographs / "imagenet-small" / "val" / "n00000002" / "0.JPEG"
     path.write_bytes(b"no photograph")
     dataset = data.load("imagenet-small", photographs)
-    entries = {"net": [evaluate.Tested(small_net(0), torch.from_numpy(dataset.mean))]}
-    found = evaluate.errors(entries, dataset, ["centre crop"], workers=0)["net"]
-    assert (found["images"], found["unreadable"]) == (5, 1)
-    assert found["centre crop"]["top5"] is None  # of three classes
-    assert str(path) in capsys.readouterr().out
+    tested = evaluate.Tested(small_net(0), torch.from_numpy(dataset.mean))
+    found, failed = evaluate.errors({"net": [tested]}, dataset, "centre crop", workers=0)
+    others = [name for name in map(os.fsdecode, dataset.test.paths) if name != "val/n00000002/0.JPEG"]
+    best = [slow_scores(tested.net, dataset.folder / name, "centre crop", dataset.mean).argmax() for name in others]
+    wrong = [dataset.classes[label] != name.split("/")[1] for label, name in zip(best, others, strict=True)]
+    assert found["net"] == {"top1": pytest.approx(100 * np.mean(wrong)), "top5": None}  # of three classes
+    assert list(failed) == ["val/n00000002/0.JPEG"]
     with pytest.raises(ValueError, match=f"{path} cannot be read"):
-        evaluate.errors(entries, dataset, ["centre crop"], workers=0, unreadable="error")
+        evaluate.errors({"net": [tested]}, dataset, "centre crop", workers=0, unreadable="error")
 
 
 def test_weights_of_others_are_a_row_of_their_own(tmp_path):
@@ -155,6 +157,12 @@ def test_weights_of_others_are_a_row_of_their_own(tmp_path):
     assert theirs["test_error"] == pytest.approx(100 * wrong.mean(), abs=0.3)
     assert theirs["test_error"] != ours["test_error"]
     assert theirs["parameters"] == sum(value.numel() for value in net.parameters())
+
+
+@pytest.mark.parametrize("label", ["resnet-50", "plain-20", "ensemble", 3])
+def test_a_label_that_a_net_of_ours_may_have_is_refused(label):
+    with pytest.raises(ValueError, match=f"weights {label!r}: choose a label"):
+        evaluate.errors_of_others({label: {}}, "digits")
 
 
 @pytest.mark.parametrize(
@@ -205,27 +213,41 @@ def made_record(net, dataset, results, seed=0):
 def test_evaluations_are_kept_beside_their_records(photographs, tmp_path, monkeypatch, capsys):
     dataset = data.load("imagenet-small", photographs)
     records = [made_record("resnet-18", dataset, tmp_path, seed) for seed in (0, 1)]
+    first, second = (record.run.id for record in records)
     weights = {"theirs": {"net": "resnet-18", "path": str(records[1].folder / "weights.pt"), "inputs": "ours"}}
     arguments = {"data": photographs, "weights": weights, "ensemble": ["resnet-18"], "ways": ["centre crop"]}
-    found = evaluate.evaluations(records, dataset.name, folder=tmp_path / "notebook", **arguments)
-    assert set(found) == {"theirs", "ensemble", *(record.run.id for record in records)}
-    assert found["theirs"]["centre crop"] == found[records[1].run.id]["centre crop"]
-    assert found["ensemble"]["centre crop"] == found[records[0].run.id]["centre crop"]
-    assert records[0].evaluation == found[records[0].run.id]
-    # A second time nothing is measured, with weights or without, and data is not needed.
-    shutil.rmtree(photographs)
-    monkeypatch.setattr(evaluate, "errors", lambda *_: pytest.fail("measured again"))
-    assert evaluate.evaluations(records, dataset.name, folder=tmp_path / "notebook", **arguments) == found
-    (records[0].folder / "weights.pt").unlink()
-    del arguments["weights"]
-    again = evaluate.evaluations(records, dataset.name, folder=tmp_path / "notebook", **arguments)
-    assert again[records[0].run.id] == found[records[0].run.id]
+
+    def evaluations(**changed):
+        return evaluate.evaluations(records, dataset.name, folder=tmp_path / "notebook", **(arguments | changed))
+
+    found = evaluations()
+    assert set(found) == {"theirs", "ensemble", first, second}
+    assert found["theirs"]["centre crop"] == found[second]["centre crop"]
+    assert found["ensemble"]["centre crop"] == found[first]["centre crop"]
+    assert (found["ensemble"]["members"], found[first]["images"], found[first]["unreadable"]) == ([first], 6, 0)
+    assert records[0].evaluation == found[first]
+
+    # Another way is added to what is there, and nothing is measured twice.
+    measure, asked = evaluate.errors, []
+    monkeypatch.setattr(evaluate, "errors", lambda *of, **how: asked.append(of[0].keys()) or measure(*of, **how))
     (records[0].folder / "evaluation.json").unlink()
-    assert records[0].run.id not in evaluate.evaluations(records, dataset.name, folder=tmp_path, **arguments)
-    assert "not tested, since there are no weights of it here" in capsys.readouterr().out
+    both = evaluations(ways=["centre crop", "10-crop"])
+    assert asked == [{first}, {"theirs", "ensemble", first, second}]
+    assert all(set(found[name]) < set(both[name]) for name in found)
+
+    # Later neither images nor weights are needed; what was never measured is said to be missing.
+    shutil.rmtree(photographs)
+    assert evaluations() == both
+    for record in records:
+        (record.folder / "weights.pt").unlink()
+    capsys.readouterr()
+    assert evaluations(weights={}) == {name: both[name] for name in ("ensemble", first, second)}
+    assert capsys.readouterr().out == ""
+    assert evaluations(weights={}, precision="bfloat16") == {}
+    assert f"{first}: not tested by centre crop, since its images are not here" in capsys.readouterr().out
 
 
-def test_other_weights_are_measured_anew(photographs, tmp_path):
+def test_other_weights_and_other_images_are_measured_anew(photographs, tmp_path):
     dataset = data.load("imagenet-small", photographs)
     record = made_record("resnet-18", dataset, tmp_path)
     arguments = {"data": photographs, "ways": ["centre crop"], "folder": tmp_path}
@@ -235,3 +257,7 @@ def test_other_weights_are_measured_anew(photographs, tmp_path):
     second = evaluate.evaluations([record], dataset.name, **arguments)[record.run.id]
     assert first["weights"] != second["weights"]
     assert record.evaluation == second
+    path = photographs / "imagenet-small" / "val" / "n00000002" / "0.JPEG"
+    path.write_bytes(b"no photograph")
+    third = evaluate.evaluations([record], dataset.name, **arguments)[record.run.id]
+    assert (third["images"], third["unreadable"]) == (5, 1)

@@ -3,12 +3,13 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from replication import Run, data, finished, models, run_all, trainers
+from replication import Run, data, finished, models, recipes, run_all, trainers
 
 SCHEDULE = 0.02  # 22 iterations on digits
 
@@ -104,9 +105,9 @@ def deadly(self, iteration):
 
 if marker.name != "nobody dies":
     data.Batches.__call__ = deadly
-trainers.train(Run("resnet-8", schedule=0.02, group=64, precision="bfloat16"), results)
+trainers.train(Run("resnet-8-C", schedule=0.02, group=32, precision="bfloat16"), results)
 """
-KILLED = Run("resnet-8", schedule=SCHEDULE, group=64, precision="bfloat16")
+KILLED = Run("resnet-8-C", schedule=SCHEDULE, group=32, precision="bfloat16")
 
 
 def torchrun(*arguments):
@@ -115,19 +116,22 @@ def torchrun(*arguments):
 
 
 def test_two_machines_complete_a_run_and_a_killed_process_changes_nothing(tmp_path):
-    """Two agents of torchrun that meet on the loopback, against two processes of one agent, one of them killed."""
+    """Two agents of torchrun that meet on the loopback, against one agent that has one of its processes killed.
+
+    Of four processes, since the sum of two numbers is the same in any order.
+    """
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    meeting = f"--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint localhost:{free_port()}".split()
+    meeting = f"--nnodes 2 --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint localhost:{free_port()}".split()
     options = ["--local-addr", "localhost", script, tmp_path / "nobody dies", tmp_path / "two"]
     machines = [torchrun(*meeting, *options) for _ in range(2)]
     texts = [machine.communicate(timeout=240)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], texts
     undisturbed = finished(KILLED, tmp_path / "two")
-    assert undisturbed.environment["processes"] == 2
+    assert undisturbed.environment["processes"] == 4
 
     marker = tmp_path / "somebody died"
-    machine = torchrun("--standalone", "--nproc-per-node", 2, script, marker, tmp_path / "killed")
+    machine = torchrun("--standalone", "--nproc-per-node", 4, script, marker, tmp_path / "killed")
     text = machine.communicate(timeout=240)[0]
     assert machine.returncode == 0, text
     assert marker.exists()
@@ -162,6 +166,42 @@ def test_an_error_that_would_only_come_again_ends_all_processes_at_once(tmp_path
     torch.save({"fingerprint": "other"}, folder / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint\.pt was made from other images"):
         trainers.train(run, tmp_path, processes=2)
+
+
+PHOTOGRAPHS = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from replication import Run, recipes, trainers
+
+recipes.RECIPES["rehearsal"] = replace(recipes.RECIPES["rehearsal"], iterations=2, batch=4, group=2)
+results, data, choice = sys.argv[1:]
+trainers.train(Run("resnet-18", "imagenet-small", recipe="rehearsal", unreadable=choice), results, data)
+"""
+
+
+def test_photographs_are_shared_and_what_cannot_be_read_is_known_to_all(photographs, tmp_path, monkeypatch):
+    """The second process meets the file that is damaged; both end with its path, or go on and count it once."""
+    path = photographs / "imagenet-small" / "val" / "n00000001" / "1.JPEG"
+    path.write_bytes(path.read_bytes()[:2000])
+    script = tmp_path / "script.py"
+    script.write_text(PHOTOGRAPHS)
+    machine = torchrun("--standalone", "--nproc-per-node", 2, script, tmp_path / "shared", photographs, "skip")
+    text = machine.communicate(timeout=240)[0]
+    assert machine.returncode == 0, text
+    run = Run("resnet-18", "imagenet-small", recipe="rehearsal")
+    recipe = replace(recipes.RECIPES["rehearsal"], iterations=2, batch=4, group=2)
+    monkeypatch.setitem(recipes.RECIPES, "rehearsal", recipe)
+    shared, alone = finished(run, tmp_path / "shared"), trainers.train(run, tmp_path / "alone", photographs)
+    assert rows(shared)["train_loss"].tolist() == pytest.approx(rows(alone)["train_loss"].tolist(), rel=0.05)
+    assert rows(shared)["train_loss"][0] == pytest.approx(rows(alone)["train_loss"][0], rel=1e-4)
+    for record in (shared, alone):
+        assert record.summary["unreadable"] == 1
+        assert (record.folder / "unreadable.txt").read_text().startswith(f"{path}: OSError")
+    machine = torchrun("--standalone", "--nproc-per-node", 2, script, tmp_path / "strict", photographs, "error")
+    text = machine.communicate(timeout=240)[0]
+    assert machine.returncode == 1
+    assert f"PostedError: {path} cannot be read" in text
 
 
 def test_the_command_line_trains_a_run(tmp_path):
