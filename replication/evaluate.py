@@ -11,7 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from replication import data as datasets
-from replication import measure, models, runs
+from replication import measure, models, photographs, runs
+from replication.images import centred, progress_bar
 
 
 def autocast(device, precision):
@@ -51,8 +52,8 @@ def ten_crop(image):
     """
     from torchvision.transforms.v2 import functional as v2
 
-    square = v2.center_crop(datasets.resized(image, datasets.TEST_SIDE), [datasets.TEST_SIDE])
-    crops = [v2.pil_to_tensor(crop).permute(1, 2, 0) for crop in v2.ten_crop(square, [datasets.CROP])]
+    square = v2.center_crop(photographs.resized(image, photographs.TEST_SIDE), [photographs.TEST_SIDE])
+    crops = [v2.pil_to_tensor(crop).permute(1, 2, 0) for crop in v2.ten_crop(square, [photographs.CROP])]
     return [torch.stack(crops)]
 
 
@@ -63,11 +64,11 @@ def multi_scale(image):
     """
     from torchvision.transforms.v2 import functional as v2
 
-    sides = datasets.TEST_SIDES
-    return [v2.pil_to_tensor(datasets.resized(image, side)).permute(1, 2, 0)[None] for side in sides]
+    sides = photographs.TEST_SIDES
+    return [v2.pil_to_tensor(photographs.resized(image, side)).permute(1, 2, 0)[None] for side in sides]
 
 
-WAYS = {"centre crop": datasets.central_crop, "10-crop": ten_crop, "multi-scale": multi_scale}
+WAYS = {"centre crop": photographs.central_crop, "10-crop": ten_crop, "multi-scale": multi_scale}
 
 
 @contextlib.contextmanager
@@ -97,7 +98,7 @@ def scores(tested, photographs, precision="float32"):
     total, count = None, sum(len(views) for views in photographs[0])
     for shape, members in sizes.items():
         numbers, views = zip(*members, strict=True)
-        inputs = datasets.centred(torch.cat(views).to(device), tested.mean, tested.std)
+        inputs = centred(torch.cat(views).to(device), tested.mean, tested.std)
         with torch.inference_mode(), autocast(device, precision):
             logits = tested.net(inputs)
         found = logits.float().softmax(1).unflatten(0, (len(views), shape[0])).sum(1)
@@ -121,8 +122,8 @@ def errors(entries, dataset, way, precision="float32", batch=8, workers=None, un
     wrong = {name: torch.zeros(2, dtype=torch.int64) for name in entries}
     images, failed, count = 0, {}, len(dataset.test.labels)
     title = f"{way}, {len(nets)} net{'s' if len(nets) > 1 else ''}"
-    with exact(), datasets.progress_bar(count, title, "images") as bar:
-        for seen, labels, failures in datasets.read(dataset, dataset.test, WAYS[way], batch, workers, unreadable):
+    with exact(), progress_bar(count, title, "images") as bar:
+        for seen, labels, failures in photographs.read(dataset, dataset.test, WAYS[way], batch, workers, unreadable):
             failed |= failures
             images += len(labels)
             bar.update(len(labels) + len(failures))

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from replication.data import UNREADABLE, check_name, is_imagenet
+from replication.data import check_name, is_imagenet
 from replication.models import NetName, nearest
+from replication.photographs import UNREADABLE
 from replication.recipes import RECIPES, own_recipe
 
 PRECISIONS = ("float32", "bfloat16")

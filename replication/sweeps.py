@@ -12,6 +12,7 @@ import torch
 
 from replication import data as datasets
 from replication import trainers
+from replication.images import cores, progress_bar
 from replication.runs import Run, finished
 
 POLL_SECONDS = 0.5
@@ -86,13 +87,13 @@ def _train(runs, results, data, executor, processes):
     costs = {run: trainers.cost(run, sizes[run.dataset]) * run.settings.iterations for run in runs}
     runs = sorted(runs, key=costs.get, reverse=True)  # the longest first: none is left running alone at the end
     total = sum(run.settings.iterations for run in runs)
-    with datasets.progress_bar(total, _title(runs), "iterations") as bar:
+    with progress_bar(total, _title(runs), "iterations") as bar:
         if executor is not None:
             errors = _follow(_submit(executor, runs, results, data), results, bar)
         else:
             threads = max(trainers.threads_for(run, sizes[run.dataset]) for run in runs)
             alone = torch.cuda.is_available() or processes > 1
-            workers = 1 if alone else min(len(runs), max(1, trainers.cores() // threads))
+            workers = 1 if alone else min(len(runs), max(1, cores() // threads))
             errors = _train_locally(runs, results, data, processes, workers, bar)
     if errors:
         listing = "\n".join(f"  {run.id}: {type(error).__name__}: {error}" for run, error in errors.items())

@@ -1,10 +1,8 @@
 """Trains one run: the loop, its checkpoints, and the record it leaves."""
 
 import contextlib
-import datetime
 import functools
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -13,26 +11,22 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.parallel import DistributedDataParallel
 
 from replication import data as datasets
 from replication import evaluate, measure, runs
-from replication.data import cores
+from replication.images import cores
+from replication.processes import launch, members
 
 RECORDINGS = 100  # rows of a full history
 CHECKPOINT_SECONDS = 60
 ONE_AT_A_TIME = threading.Lock()  # torch's generator, threads and convolution settings are the whole process's
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
-WAIT_FOR_OTHERS = datetime.timedelta(hours=12)  # while one process of a machine reads all images for their mean
-MAX_RESTARTS = 3  # of all processes of a run, each time that one of them dies
 
 
 def cost(run, size):
@@ -89,15 +83,15 @@ def train(run, results="results", data="data", processes=1, progress=False):
     if record is not None:
         return record
     first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    dataset = datasets.load(run.dataset, data, progress=progress and first_here).hold_out(run.holdout)
+    dataset = datasets.load(run.dataset, data, progress=progress and first_here)
     if first_here:  # where photographs are read for their mean, one process of a machine does so, the others wait
-        dataset.unreadable(run.unreadable)
+        dataset.hold_out(run.holdout).unreadable(run.unreadable)
     if processes > 1:
-        _launch(run, results, data, processes)
+        launch(train, (run, results, data), processes, run.id)
         return runs.finished(run, results)
     folder = run.folder(results)
     folder.mkdir(parents=True, exist_ok=True)
-    with ONE_AT_A_TIME, _group() as group, _computing(run, dataset, group):
+    with ONE_AT_A_TIME, members() as group, _computing(run, dataset, group):
         _Training(run, dataset, folder, group).finish()
     return runs.finished(run, results)
 
@@ -118,102 +112,6 @@ def check_devices(processes):
     """Raise ValueError if there are GPUs, but fewer than processes."""
     if processes > 1 and torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise ValueError(f"processes {processes}: there are {torch.cuda.device_count()} GPUs, one for each process")
-
-
-def _launch(run, results, data, processes):
-    """Train a run in several processes of this machine, watched and restarted by torch's own engine."""
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=run.id,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
-        max_restarts=MAX_RESTARTS,
-    )
-    try:
-        outcomes = elastic_launch(config, _train_one_share)(run, results, data)
-    except ChildFailedError as error:
-        raise RuntimeError(f"{run.id}: its processes died {MAX_RESTARTS + 1} times; the last: {error}") from error
-    for error in outcomes.values():
-        if error is not None:
-            raise error
-
-
-def _train_one_share(run, results, data):
-    """One process of several. An error that was posted ends all of them; any other has all started again."""
-    try:
-        train(run, results, data)
-    except PostedError as posted:
-        return posted.args[0]
-    return None
-
-
-class PostedError(Exception):
-    """What one process of a group raised before, and all would raise again: the error itself is its argument."""
-
-
-POSTED = {"ValueError": ValueError, "FloatingPointError": FloatingPointError}
-
-
-class Group(NamedTuple):
-    """The processes that train a run together: which this one is, how many there are, the same on this machine."""
-
-    rank: int = 0
-    count: int = 1
-    local_rank: int = 0
-    local_count: int = 1
-
-
-@contextlib.contextmanager
-def _group():
-    """The group that torchrun started this process for, or one of a single process."""
-    if not dist.is_torchelastic_launched():
-        yield Group()
-        return
-    local_rank = int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-    store, rank, count = next(dist.rendezvous("env://", timeout=WAIT_FOR_OTHERS))
-    if store.check(["error"]):
-        name, text = json.loads(store.get("error"))
-        raise PostedError(POSTED[name](text))
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    meeting = dist.PrefixStore(_meet(store, rank, count), store)
-    dist.init_process_group(backend, store=meeting, rank=rank, world_size=count)
-    try:
-        yield Group(rank, count, local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
-    except tuple(POSTED.values()) as error:
-        # Told to all when they are started again: alone, this process would leave the others waiting for it.
-        store.set("error", json.dumps([type(error).__name__, str(error)]))
-        raise
-    finally:
-        dist.destroy_process_group()
-
-
-def _meet(store, rank, count):
-    """A new name that the processes now alive agree on.
-
-    After a restart torchrun's store still holds the addresses of the processes before: who finds one of these waits for
-    the dead (pytorch issue 135712). Here nothing said before can be taken for an answer.
-    """
-    if rank:
-        question = uuid.uuid4().hex
-        store.set(f"question of {rank}", question)
-        name = store.get(f"answer to {question}").decode()
-        store.set(f"{name} {rank}", "is here")
-        return name
-    name, absent, deadline = uuid.uuid4().hex, set(range(1, count)), time.monotonic() + WAIT_FOR_OTHERS.total_seconds()
-    while absent:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{len(absent)} of {count} processes did not come within {WAIT_FOR_OTHERS}")
-        for other in absent:
-            if store.check([f"question of {other}"]):
-                store.set(f"answer to {store.get(f'question of {other}').decode()}", name)
-        absent = {other for other in absent if not store.check([f"{name} {other}"])}
-        time.sleep(0.02)
-    return name
 
 
 @contextlib.contextmanager
@@ -250,7 +148,7 @@ class _Training:
         self.recipe = run.settings
         check_processes(run, group.count)
         self.device = f"cuda:{group.local_rank}" if torch.cuda.is_available() else "cpu"
-        self.dataset = dataset
+        self.dataset = dataset.hold_out(run.holdout)
         self.reading = {"workers": max(1, cores() // group.local_count), "unreadable": run.unreadable}
         self.batches = self.dataset.batches(
             self.recipe.batch, run.seed, self.device, group[:2], iterations=self.recipe.iterations, **self.reading
@@ -334,8 +232,8 @@ class _Training:
     def _step(self):
         images, labels = self.batches(self.iteration)
         self.rate = self.recipe.learning_rate(self.iteration, self.history)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = self.rate
         self.optimizer.zero_grad()
         size = self.recipe.group
         parts = list(zip(images.split(size), labels.split(size), strict=True))

@@ -10,6 +10,8 @@ from conftest import write_photographs
 from PIL import Image
 
 from replication import Run, data, evaluate, models, runs
+from replication import photographs as reading
+from replication.images import centred
 
 
 def small_net(seed, classes=3):
@@ -79,7 +81,7 @@ def test_scores_are_those_of_a_slow_statement_of_the_paper(photographs, way):
     dataset = data.load("imagenet-small", photographs)
     tested = evaluate.Tested(small_net(0), torch.from_numpy(dataset.mean))
     paths = [dataset.folder / os.fsdecode(path) for path in dataset.test.paths]
-    views = [evaluate.WAYS[way](data.opened(path, 640)[0]) for path in paths]
+    views = [evaluate.WAYS[way](reading.opened(path, 640)[0]) for path in paths]
     found = evaluate.scores(tested, views)
     for path, scores in zip(paths, found.numpy(), strict=True):
         np.testing.assert_allclose(scores, slow_scores(tested.net, path, way, dataset.mean), atol=2e-5)
@@ -101,7 +103,7 @@ def test_a_net_is_fully_convolutional():
     first, mean = evaluate.multi_scale(square)[0], torch.full((224, 224, 3), 110.0)
     assert np.array_equal(first[0].numpy(), np.asarray(square))
     with torch.no_grad():
-        expected = net(data.centred(first, mean)).softmax(1)
+        expected = net(centred(first, mean)).softmax(1)
     torch.testing.assert_close(evaluate.scores(evaluate.Tested(net, mean), [[first]]), expected)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from replication import data
+from replication import photographs as reading
 
 
 def photograph(path):
@@ -59,13 +60,13 @@ def test_mean_and_components_are_those_of_the_central_crops(photographs):
 
 def test_the_mean_is_computed_once(photographs, monkeypatch):
     first = data.load("imagenet-small", photographs).mean
-    monkeypatch.setattr(data, "_batches", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(reading, "_batches", lambda *_: pytest.fail("read again"))
     assert np.array_equal(data.load("imagenet-small", photographs).mean, first)
 
 
 def test_a_mean_that_cannot_be_kept_is_refused_before_the_images_are_read(photographs, monkeypatch):
     (photographs / ".cache").write_text("a file where the folder should be")
-    monkeypatch.setattr(data, "_batches", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(reading, "_batches", lambda *_: pytest.fail("read"))
     with pytest.raises(ValueError, match=r"cannot be written .*symbolic link"):
         data.load("imagenet-small", photographs).unreadable()
 
@@ -91,7 +92,7 @@ def test_a_crop_is_that_of_the_resized_photograph(tmp_path, size, side):
         expected = np.asarray(resized)[top : top + 224, left : left + 224]
         if mirrored:
             expected = expected[:, ::-1]
-        seen = data.random_crop(tmp_path / "a.png", side, corner, mirrored).numpy()
+        seen = reading.random_crop(tmp_path / "a.png", side, corner, mirrored).numpy()
         assert seen.shape == (224, 224, 3)
         difference = np.abs(seen[2:-2, 2:-2].astype(int) - expected[2:-2, 2:-2])
         assert difference.max() <= 2  # resampled in two passes, each rounded
@@ -101,17 +102,17 @@ def test_a_crop_is_that_of_the_resized_photograph(tmp_path, size, side):
 def test_decoding_at_a_fraction_changes_nothing_but_resampling(tmp_path):
     rough = np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)
     Image.fromarray(rough).resize((1600, 1200), Image.Resampling.BICUBIC).save(tmp_path / "a.JPEG", quality=95)
-    reduced, size = data.opened(tmp_path / "a.JPEG", 256)
+    reduced, size = reading.opened(tmp_path / "a.JPEG", 256)
     assert size == (341, 256)
     assert reduced.size == (400, 300)  # a quarter, still more than is needed
     expected = v2.functional.center_crop(v2.functional.resize(photograph(tmp_path / "a.JPEG"), [256]), [224])
-    seen = data.random_crop(tmp_path / "a.JPEG", 256, (16 / 32.5, 58 / 117.5), False).numpy()
+    seen = reading.random_crop(tmp_path / "a.JPEG", 256, (16 / 32.5, 58 / 117.5), False).numpy()
     assert np.abs(seen.astype(int) - np.asarray(expected)).mean() < 1
 
 
 def test_crops_and_sides_are_spread_as_in_section_3_4(photographs, monkeypatch):
     dataset, drawn = data.load("imagenet-small", photographs), []
-    monkeypatch.setattr(data, "random_crop", lambda path, *how: drawn.append(how) or torch.zeros(1))
+    monkeypatch.setattr(reading, "random_crop", lambda path, *how: drawn.append(how) or torch.zeros(1))
     reader = dataset.batches(4, seed=0).reader
     for place in range(4000):
         reader[place, 0]
@@ -234,7 +235,7 @@ def test_a_disk_that_is_gone_is_no_matter_of_a_few_files(tmp_path):
         list(dataset.views(dataset.test, workers=0))
     (tmp_path / ".cache" / "imagenet-many-120.npz").unlink()
     with pytest.raises(OSError, match=message):
-        data.ImageNet(*[getattr(dataset, name) for name in dataset.__dataclass_fields__]).unreadable()
+        reading.ImageNet(*[getattr(dataset, name) for name in dataset.__dataclass_fields__]).unreadable()
     assert not list((tmp_path / ".cache").iterdir())
 
 

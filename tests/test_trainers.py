@@ -15,6 +15,7 @@ from conftest import write_images
 from PIL import Image
 
 from replication import Run, data, evaluate, grid, models, recipes, run_all, trainers
+from replication import photographs as reading
 from replication.models import NetName
 
 SCHEDULE = 0.02  # 22 iterations on digits
@@ -283,7 +284,7 @@ def test_an_imagenet_run_goes_on_to_the_same_result(photographs, tmp_path, monke
     undisturbed = trainers.train(run, tmp_path / "undisturbed", photographs)
     assert undisturbed.history["val_error"].notna().all()
     monkeypatch.setattr(trainers, "CHECKPOINT_SECONDS", 0)
-    batch = data.Stream.__call__
+    batch = reading.Stream.__call__
 
     def power_cut(self, iteration):
         if iteration == 1:
@@ -291,7 +292,7 @@ def test_an_imagenet_run_goes_on_to_the_same_result(photographs, tmp_path, monke
         return batch(self, iteration)
 
     with monkeypatch.context() as context:
-        context.setattr(data.Stream, "__call__", power_cut)
+        context.setattr(reading.Stream, "__call__", power_cut)
         with pytest.raises(KeyboardInterrupt):
             trainers.train(run, tmp_path / "resumed", photographs)
     assert checkpoint_after(run.folder(tmp_path / "resumed"), 1)

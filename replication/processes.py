@@ -1,0 +1,116 @@
+"""Several processes that train one run together, on one machine or many, by torch's own engine."""
+
+import contextlib
+import datetime
+import json
+import os
+import time
+import uuid
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+WAIT_FOR_OTHERS = datetime.timedelta(hours=12)  # while one process of a machine reads all images for their mean
+MAX_RESTARTS = 3  # of all processes of a run, each time that one of them dies
+POSTED = {"ValueError": ValueError, "FloatingPointError": FloatingPointError}
+
+
+class PostedError(Exception):
+    """What one process of a group raised before, and all would raise again: the error itself is its argument."""
+
+
+class Group(NamedTuple):
+    """The processes that train a run together: which this one is, how many there are, the same on this machine."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+
+
+@contextlib.contextmanager
+def members():
+    """The group that torchrun started this process for, or one of a single process."""
+    if not dist.is_torchelastic_launched():
+        yield Group()
+        return
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    store, rank, count = next(dist.rendezvous("env://", timeout=WAIT_FOR_OTHERS))
+    if store.check(["error"]):
+        name, text = json.loads(store.get("error"))
+        raise PostedError(POSTED[name](text))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    meeting = dist.PrefixStore(_meet(store, rank, count), store)
+    dist.init_process_group(backend, store=meeting, rank=rank, world_size=count)
+    try:
+        yield Group(rank, count, local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
+    except tuple(POSTED.values()) as error:
+        # Told to all when they are started again: alone, this process would leave the others waiting for it.
+        store.set("error", json.dumps([type(error).__name__, str(error)]))
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _meet(store, rank, count):
+    """A new name that the processes now alive agree on.
+
+    After a restart torchrun's store still holds the addresses of the processes before: who finds one of these waits for
+    the dead (pytorch issue 135712). Here nothing said before can be taken for an answer.
+    """
+    if rank:
+        question = uuid.uuid4().hex
+        store.set(f"question of {rank}", question)
+        name = store.get(f"answer to {question}").decode()
+        store.set(f"{name} {rank}", "is here")
+        return name
+    name, absent, deadline = uuid.uuid4().hex, set(range(1, count)), time.monotonic() + WAIT_FOR_OTHERS.total_seconds()
+    while absent:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{len(absent)} of {count} processes did not come within {WAIT_FOR_OTHERS}")
+        for other in absent:
+            if store.check([f"question of {other}"]):
+                store.set(f"answer to {store.get(f'question of {other}').decode()}", name)
+        absent = {other for other in absent if not store.check([f"{name} {other}"])}
+        time.sleep(0.02)
+    return name
+
+
+def launch(function, arguments, processes, name):
+    """Call ``function(*arguments)`` in several processes of this machine, which form a group.
+
+    Torch's engine watches them: if one dies, all are started again, up to ``MAX_RESTARTS`` times.
+    Raises RuntimeError when they die once more, and the error itself that a process raised in its group if it is one of
+    ``POSTED``: it would only come again.
+    """
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=MAX_RESTARTS,
+    )
+    try:
+        outcomes = elastic_launch(config, _posted)(function, *arguments)
+    except ChildFailedError as error:
+        raise RuntimeError(f"{name}: its processes died {MAX_RESTARTS + 1} times; the last: {error}") from error
+    for error in outcomes.values():
+        if error is not None:
+            raise error
+
+
+def _posted(function, *arguments):
+    """What was posted ends all processes without a sign of failure; anything else has all started again."""
+    try:
+        function(*arguments)
+    except PostedError as posted:
+        return posted.args[0]
+    return None
