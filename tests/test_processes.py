@@ -101,10 +101,12 @@ def deadly(self, iteration):
     if iteration == 15 and self.share[0] == 1 and not marker.exists():
         marker.write_text("")
         os.kill(os.getpid(), signal.SIGKILL)
+    resumed = marker.with_name("resumed")
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "1" and not resumed.exists():
+        resumed.write_text(str(iteration))
     return batch(self, iteration)
 
-if marker.name != "nobody dies":
-    data.Batches.__call__ = deadly
+data.Batches.__call__ = deadly
 trainers.train(Run("resnet-8-C", schedule=0.02, group=32, precision="bfloat16"), results)
 """
 KILLED = Run("resnet-8-C", schedule=SCHEDULE, group=32, precision="bfloat16")
@@ -123,7 +125,8 @@ def test_two_machines_complete_a_run_and_a_killed_process_changes_nothing(tmp_pa
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     meeting = f"--nnodes 2 --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint localhost:{free_port()}".split()
-    options = ["--local-addr", "localhost", script, tmp_path / "nobody dies", tmp_path / "two"]
+    options = ["--local-addr", "localhost", "-m", "replication", "resnet-8-C", "--schedule", "0.02", "--group", "32"]
+    options += ["--precision", "bfloat16", "--results", tmp_path / "two"]
     machines = [torchrun(*meeting, *options) for _ in range(2)]
     texts = [machine.communicate(timeout=240)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], texts
@@ -135,6 +138,7 @@ def test_two_machines_complete_a_run_and_a_killed_process_changes_nothing(tmp_pa
     text = machine.communicate(timeout=240)[0]
     assert machine.returncode == 0, text
     assert marker.exists()
+    assert int((tmp_path / "resumed").read_text()) >= 14  # it did go on, and did not begin anew
     assert_identical(finished(KILLED, tmp_path / "killed"), undisturbed)
 
 
