@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import math
 import os
+import shutil
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -423,4 +424,9 @@ def make_rehearsal(folder):
                 image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
                 mode = {0: "L", 1: "CMYK"}.get((number + place) % 6, "RGB")
                 image.convert(mode).save(target / f"{target.name}_{number}.JPEG")
-    part.rename(folder)
+    try:
+        part.rename(folder)
+    except OSError:
+        shutil.rmtree(part)
+        if not folder.is_dir():  # else another process was quicker
+            raise
