@@ -248,6 +248,7 @@ def curves(records, panels):
             axes.set(title=title, ylim=(0, top), xlim=(0, max(histories["iteration"], default=1)))
             _panel(axes, histories, [net for net in nets if net in run], parts)
             axes.set(xlabel="iterations", ylabel="error (%)")
+            axes.xaxis.set_major_locator(plt.MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.yaxis.set_major_locator(plt.MaxNLocator(6, steps=[1, 2, 5, 10]))
             if len(parts) > 1:

@@ -263,6 +263,8 @@ def test_figure_4_shows_what_was_run_of_its_nets(make):
     nets = ["plain-18", "resnet-18", "plain-34", "resnet-34", "resnet-50"]
     records = [make(40, 30, net=net, dataset="imagenet") for net in nets]
     assert [len(axes.lines) for axes in report.figure_4(records).axes] == [4, 4]
+    short = make(40, 30, net="resnet-18", dataset="imagenet-rehearsal")
+    assert all(tick == round(tick) for tick in report.figure_4([short]).axes[0].get_xticks())  # of four iterations
     (axes,) = report.figure_4([records[1], records[4]]).axes
     assert axes.get_title() == "residual nets"
     (axes,) = report.figure_4(records[4:]).axes
