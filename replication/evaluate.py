@@ -1,6 +1,5 @@
 """Errors of nets on images they are not trained on, in every way that the paper tests them."""
 
-import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -71,38 +70,36 @@ def multi_scale(image):
 WAYS = {"centre crop": photographs.central_crop, "10-crop": ten_crop, "multi-scale": multi_scale}
 
 
-@contextlib.contextmanager
 def exact():
-    """Convolutions that are repeatable and, where float32 is asked for, in float32 (no TF32)."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        yield
+    """The context in which convolutions are repeatable and, where float32 is asked for, in float32 (no TF32)."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 class Tested(NamedTuple):
-    """A net, and what makes its inputs: pixels less ``mean``, divided by 255 and by ``std``, as in ``data.centred``."""
+    """A net, and what makes its inputs: pixels less ``mean``, divided by 255 and ``std``, as in ``images.centred``."""
 
     net: torch.nn.Module
     mean: torch.Tensor
     std: torch.Tensor | None = None
 
 
-def scores(tested, photographs, precision="float32"):
+def scores(tested, seen, precision="float32"):
     """Softmax scores ``(N, classes)`` of N photographs, the mean over their views.
 
-    ``photographs``: of each a list of tensors of views, (k, H, W, 3) in uint8. What is of one size is seen at once.
+    ``seen``: of each photograph a list of tensors of views, (k, H, W, 3) in uint8. What is of one size is seen at once.
     """
     device, sizes = tested.mean.device, {}
-    for number, tensors in enumerate(photographs):
+    for number, tensors in enumerate(seen):
         for views in tensors:
             sizes.setdefault(views.shape, []).append((number, views))
-    total, count = None, sum(len(views) for views in photographs[0])
+    total, count = None, sum(len(views) for views in seen[0])
     for shape, members in sizes.items():
         numbers, views = zip(*members, strict=True)
         inputs = centred(torch.cat(views).to(device), tested.mean, tested.std)
         with torch.inference_mode(), autocast(device, precision):
             logits = tested.net(inputs)
         found = logits.float().softmax(1).unflatten(0, (len(views), shape[0])).sum(1)
-        total = found.new_zeros(len(photographs), found.shape[1]) if total is None else total
+        total = found.new_zeros(len(seen), found.shape[1]) if total is None else total
         total.index_add_(0, torch.tensor(numbers, device=device), found)
     return total / count
 
@@ -246,11 +243,14 @@ def evaluations(
     loaded = datasets.load(dataset, data) if datasets.present(dataset, data) else None
     known = _known(own, weights, together, loaded, precision, Path(folder))
     for way in ways:
-        missing = [name for name in known if way not in known[name]]
-        for name in missing:
-            if known[name]["weights"] is None or loaded is None:
+        missing = []
+        for name, found in known.items():
+            if way in found:
+                continue
+            if found["weights"] is not None and loaded is not None:
+                missing.append(name)
+            else:
                 print(f"{name}: not tested by {way}, since its {'weights are' if loaded else 'images are'} not here")
-        missing = [name for name in missing if known[name]["weights"] is not None and loaded is not None]
         if missing:
             _measure(missing, known, own, weights, together, loaded, way, precision, unreadable)
             _keep(known, own, Path(folder))

@@ -131,7 +131,7 @@ class Stream:
     """The training batches of an ``ImageNet``: scaled, cropped, mirrored, less the mean, shifted in colour.
 
     As ``Batches``; files are read and decoded ahead, in ``workers`` processes (None: one for each core; 0: in this one)
-    and up to ``iterations``. A file that cannot be read is replaced by the next one of its folder and goes to
+    and up to ``iterations``. A file that cannot be read is replaced by the next one in their order and goes to
     ``unreadable``, {path: error}; with ``unreadable="error"`` it raises ValueError instead.
     """
 
@@ -151,7 +151,7 @@ class Stream:
             self._iterator = _loader(self.reader, _collated, self._places(iteration), self.workers, self.mean.is_cuda)
         pixels, labels, shifts, failed = next(self._iterator)
         self._next = iteration + 1
-        refuse(self.reader.folder, failed, self.choice)
+        _refuse(self.reader.folder, failed, self.choice)
         self.unreadable |= failed
         device = self.mean.device
         pixels, labels, shifts = (part.to(device, non_blocking=True) for part in (pixels, labels, shifts))
@@ -183,24 +183,25 @@ class _TrainingCrops(torch.utils.data.Dataset):
             try:
                 pixels = random_crop(self.folder / name, side, corner, mirrored)
             except READING_ERRORS as error:
-                failed |= [failure(name, error)]
+                failed |= [_failure(name, error)]
                 continue
             return pixels, self.files.labels[number % count], shift, failed
-        raise OSError(too_many(*failed.popitem()))
+        raise OSError(_too_many(*failed.popitem()))
 
 
-def failure(name, error):
+def _failure(name, error):
     """What is kept of a file that cannot be read: its name below the data set's folder, and why."""
     return name, f"{type(error).__name__}: {error}".replace("\n", " ").replace("\t", " ")
 
 
-def refuse(folder, failed, choice):
+def _refuse(folder, failed, choice):
     """Raise ValueError for the first of the failures, {name: error}, if that was chosen."""
-    for name, error in failed.items() if choice == "error" else ():
+    if failed and choice == "error":
+        name, error = next(iter(failed.items()))
         raise ValueError(f"{folder / name} cannot be read ({error}): replace it, or choose unreadable='skip'")
 
 
-def too_many(path, error):
+def _too_many(path, error):
     return f"{IN_A_ROW} files one after the other cannot be read, the last is {path} ({error}): is the disk there?"
 
 
@@ -265,11 +266,11 @@ def _batches(dataset, files, view, collated, batch=32, workers=None, unreadable=
     reader, in_a_row = _Views(dataset.folder, files, view), 0
     for *content, failures in _loader(reader, collated, places, workers):
         failed = dict(found for found in failures if found is not None)
-        refuse(dataset.folder, failed, unreadable)
+        _refuse(dataset.folder, failed, unreadable)
         for found in failures:
             in_a_row = 0 if found is None else in_a_row + 1
             if in_a_row == IN_A_ROW:
-                raise OSError(too_many(*found))
+                raise OSError(_too_many(*found))
         yield *content, failed
 
 
@@ -283,7 +284,7 @@ class _Views(torch.utils.data.Dataset):
             image, _ = opened(self.folder / path, max(TEST_SIDES))
             return self.view(image), self.files.labels[index], None
         except READING_ERRORS as error:
-            return None, self.files.labels[index], failure(path, error)
+            return None, self.files.labels[index], _failure(path, error)
 
 
 def _packed(samples):
@@ -323,6 +324,7 @@ def _loader(reader, collated, places, workers=None, pinned=False):
 
 
 def load(name, root, progress=True):
+    """The data set in the folder of that name; raises ValueError naming what is wrong with its parts and classes."""
     folder = root / name
     # Whoever only tests nets of others needs no training images.
     parts = ("train", "val") if (folder / "train").is_dir() else ("val",)

@@ -12,9 +12,7 @@ class Warmup:
 
     lr: float
     until: float  # percent: it ends with the first window whose mean training error is below
-    window: (
-        int  # iterations whose mean error is looked at: that of one batch is too noisy, and falls below far too early
-    )
+    window: int  # iterations whose mean error counts: that of one batch is too noisy, and falls below far too early
     depth: int
 
 

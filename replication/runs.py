@@ -73,10 +73,8 @@ class Run:
             return None
         group = whole("group", self.group)
         if not group or recipe.batch % group:
-            divisors = [number for number in range(1, recipe.batch + 1) if recipe.batch % number == 0]
             raise ValueError(
-                f"group {group}: choose a number that divides the batch of {recipe.batch}: "
-                f"{', '.join(map(str, divisors))}"
+                f"group {group}: choose a number that divides the batch of {recipe.batch}: {divisors(recipe.batch)}"
             )
         return None if group == (recipe.group or recipe.batch) else group
 
@@ -218,6 +216,11 @@ def whole(field, value):
     if not 0 <= value < 2**32:
         raise ValueError(f"{field} {value!r}: choose a whole number from 0 to {2**32 - 1}")
     return int(value)
+
+
+def divisors(count):
+    """For error messages: the numbers that a whole number can be divided by, as "1, 2, 4"."""
+    return ", ".join(str(number) for number in range(1, count + 1) if count % number == 0)
 
 
 def net_names(kind, depths, shortcuts=None):

@@ -101,9 +101,9 @@ def check_processes(run, processes):
     runs.whole("processes", processes)
     groups = run.settings.batch // run.settings.group
     if not processes or groups % processes:
-        allowed = ", ".join(str(number) for number in range(1, groups + 1) if groups % number == 0)
         raise ValueError(
-            f"processes {processes}: {run.id} has batches of {groups} x {run.settings.group} images, choose {allowed}"
+            f"processes {processes}: {run.id} has batches of {groups} x {run.settings.group} images, "
+            f"choose {runs.divisors(groups)}"
             + (f", or a smaller group than {run.settings.group}" if processes > groups else "")
         )
 
@@ -166,7 +166,8 @@ class _Training:
             weight_decay=self.recipe.weight_decay,
             fused=True,
         )
-        self.iteration, self.history, self.unreadable = 0, [], self.dataset.unreadable(run.unreadable)
+        self.batches.unreadable |= self.dataset.unreadable(run.unreadable)
+        self.iteration, self.history, self.unreadable = 0, [], {}
         self.seconds = self.training_seconds = 0.0
         self.totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss and errors since the last row
         self._resume()
@@ -196,7 +197,7 @@ class _Training:
         """Train to the last iteration and write the record; the summary comes last, since it says that all is there."""
         self._write("run.json", runs.run_text(self.run, self.fingerprint))
         self._write("environment.json", runs.json_text(environment(self.device, self.group.count)))
-        self._report_unreadable(())
+        self._report_unreadable()
         self.started = self.saved = time.perf_counter()
         while self.iteration < self.recipe.iterations:
             self._step()
@@ -239,7 +240,8 @@ class _Training:
         parts = list(zip(images.split(size), labels.split(size), strict=True))
         # Summed on the device and read back only when a row is recorded: no step waits for the one before.
         seen = torch.zeros_like(self.totals)
-        before, moved = self.running.clone(), torch.zeros_like(self.running)
+        if len(parts) > 1:
+            before, moved = self.running.clone(), torch.zeros_like(self.running)
         for images, labels in parts:
             last = labels is parts[-1][1]
             with contextlib.nullcontext() if last or self.group.count == 1 else self.parallel.no_sync():
@@ -274,12 +276,14 @@ class _Training:
             )
         self.totals.zero_()
         row = {"iteration": self.iteration, "lr": self.rate, "train_error": 100 * wrong, "train_loss": loss}
-        started, known = time.perf_counter(), dict(self.unreadable)
+        started = time.perf_counter()
         parts = {"test": self.dataset.test} | ({"val": self.dataset.validation} if self.run.holdout else {})
         for part, images in parts.items():
             error = measured = None
             if self.iteration in self.test_points:
-                views = self.dataset.views(images, self.device, self.group[:2], failed=self.unreadable, **self.reading)
+                views = self.dataset.views(
+                    images, self.device, self.group[:2], failed=self.batches.unreadable, **self.reading
+                )
                 error, measured = evaluate.single_view(self.net, views, self.device, self.run.precision)
             row |= {f"{part}_error": error, f"{part}_loss": measured}
         evaluation = time.perf_counter() - started
@@ -287,13 +291,14 @@ class _Training:
         self.training_seconds -= evaluation
         self.history.append(row | {"seconds": self.seconds})
         self._write("history.csv", runs.rows_text(self.history))
-        self._report_unreadable(known)
+        self._report_unreadable()
 
-    def _report_unreadable(self, known):
-        """Keep a list of the files that could not be read, by any of the processes; ``known`` are in it already."""
-        for found in self._from_all(self.unreadable | self.batches.unreadable):
+    def _report_unreadable(self):
+        """Keep a list of the files that could not be read by any of the processes."""
+        known = len(self.unreadable)
+        for found in self._from_all(self.batches.unreadable):
             self.unreadable |= found
-        if len(self.unreadable) > len(known):
+        if len(self.unreadable) > known:
             lines = [f"{self.dataset.folder / path}: {error}\n" for path, error in sorted(self.unreadable.items())]
             self._write("unreadable.txt", "".join(lines))
 

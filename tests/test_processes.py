@@ -1,6 +1,7 @@
 """Batches in groups, and runs that several processes share by torch's own engine."""
 
 import copy
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -143,8 +144,6 @@ def test_two_machines_complete_a_run_and_a_killed_process_changes_nothing(tmp_pa
 
 
 def free_port():
-    import socket
-
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return free.getsockname()[1]
