@@ -98,13 +98,15 @@ class Dataset:
     def views(self, images, device="cpu", share=(0, 1), mean=None, std=None, **_):
         """What a net sees of a part in a test: the single, unaltered view of every image (section 4.2).
 
-        Gives inputs ``(N, 3, H, W)`` and labels ``(N,)`` of ``share`` = (this process, processes) of the part.
+        Gives inputs ``(N, 3, H, W)`` and labels ``(N,)`` of ``share`` = (this process, processes) of the part: of
+        every so many images, as many as there are processes, this one's.
         ``mean`` and ``std``: as ``centred`` takes them, for nets of others; left out, the data set's own mean.
         """
         mean = torch.from_numpy(self.mean).to(device) if mean is None else mean
-        for start in range(share[0] * 500, len(images.labels), share[1] * 500):
-            pixels = torch.from_numpy(images.pixels[start : start + 500]).to(device)
-            yield centred(pixels, mean, std), torch.from_numpy(images.labels[start : start + 500]).to(device)
+        mine = Images(*(part[share[0] :: share[1]] for part in images))
+        for start in range(0, len(mine.labels), 500):
+            pixels, labels = (torch.from_numpy(part[start : start + 500]).to(device) for part in mine)
+            yield centred(pixels, mean, std), labels
 
     def hold_out(self, count):
         """The same data set with ``count`` random training images kept for validation: the same ones for every seed.

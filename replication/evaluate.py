@@ -14,27 +14,26 @@ from replication import measure, models, photographs, runs
 from replication.images import centred, progress_bar
 
 
-def autocast(device, precision):
-    """The context in which a net runs: bfloat16 autocast, or float32 as it is."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def single_view(net, views, device="cpu", precision="float32"):
+def single_view(net, views, device="cpu", precision="float32", kept=None):
     """Top-1 error in percent and mean cross-entropy over the views of a part, one an image.
 
     ``views``: inputs ``(N, 3, H, W)`` and labels ``(N,)`` on ``device``, batch by batch, as of ``dataset.views``.
     In a group of processes each gives its share, and all get the errors over everything. The net's mode is put back
-    afterwards. Raises ValueError for no image at all.
+    afterwards. ``kept``: a list that gets this process's labels and predicted classes, batch by batch, as (2, N).
+    Raises ValueError for no image at all.
     """
     training = net.training
     net.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # wrong, loss, images
-    with torch.inference_mode(), autocast(device, precision):
+    with torch.inference_mode(), models.autocast(device, precision):
         for inputs, labels in views:
             logits = net(inputs).float()
-            sums[0] += (logits.argmax(1) != labels).sum()
+            predicted = logits.argmax(1)
+            sums[0] += (predicted != labels).sum()
             sums[1] += F.cross_entropy(logits, labels, reduction="sum")
             sums[2] += len(labels)
+            if kept is not None:
+                kept.append(torch.stack([labels, predicted]).cpu())
     net.train(training)
     if dist.is_initialized():
         dist.all_reduce(sums)
@@ -96,7 +95,7 @@ def scores(tested, seen, precision="float32"):
     for shape, members in sizes.items():
         numbers, views = zip(*members, strict=True)
         inputs = centred(torch.cat(views).to(device), tested.mean, tested.std)
-        with torch.inference_mode(), autocast(device, precision):
+        with torch.inference_mode(), models.autocast(device, precision):
             logits = tested.net(inputs)
         found = logits.float().softmax(1).unflatten(0, (len(views), shape[0])).sum(1)
         total = found.new_zeros(len(seen), found.shape[1]) if total is None else total

@@ -4,8 +4,12 @@ import copy
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from replication.models import autocast
+from replication.runs import SIGNALS
 
 
 def parameters(net):
@@ -37,23 +41,20 @@ def layers(net, size):
     rows, blocks = [], {}
 
     def note(name, module, output):
-        if "downsample" in name:
-            return
         block = name.rpartition(".")[0]
+        kind = _kind(module)
         if isinstance(module, nn.Linear):
-            size, channels, kind, stride = 1, output.shape[1], "fc", 1
+            size, channels, stride = 1, output.shape[1], 1
             multiply_adds = module.weight.numel()
         else:
             (size, channels), stride = (output.shape[-1], output.shape[1]), module.stride[0]
-            kind = f"{module.kernel_size[0]}x{module.kernel_size[1]} conv"
             multiply_adds = module.weight.numel() * size * output.shape[-2]
         blocks.setdefault(block, []).append(len(rows))
         row = {"name": name, "kind": kind, "channels": channels, "stride": stride, "map": size}
         rows.append(row | {"multiply_adds": multiply_adds, "around": 0, "grows": False})
 
-    for name, module in net.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(lambda module, _, output, name=name: note(name, module, output))
+    for name, module in _weighted(net):
+        module.register_forward_hook(lambda module, _, output, name=name: note(name, module, output))
     with torch.no_grad():
         net(_image(size))
     for name, places in blocks.items():
@@ -61,3 +62,82 @@ def layers(net, size):
         if getattr(block, "residual", False):
             rows[places[-1]] |= {"around": len(places), "grows": block.downsample is not None}
     return pd.DataFrame(rows)
+
+
+def _weighted(net):
+    """The weighted layers that an image passes one after the other, by name: not the projections on shortcuts."""
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and "downsample" not in name:
+            yield name, module
+
+
+def _kind(module):
+    return "fc" if isinstance(module, nn.Linear) else f"{module.kernel_size[0]}x{module.kernel_size[1]} conv"
+
+
+def signals(net, images, labels, precision="float32"):
+    """What runs forward and backward through a net in a step of training: a list of dicts, one for each weighted layer.
+
+    ``images`` (N, 3, H, W) and ``labels`` (N,) are seen as in training, batch norm taking their own statistics; the net
+    is left as it was, and is not trained. Projections on shortcuts have no row of their own. Each row has
+    layer, name, kind: its number from 1, and as in ``layers``;
+    response_std: standard deviation of its responses, behind batch norm and before ReLU or addition (Fig. 7), over
+        images, positions and channels; None for the classifier;
+    signal_variance: of what enters the layer, how much a channel varies over images and positions, the mean over the
+        channels (section 4.1: that "forward propagated signals have non-zero variances");
+    gradient_norm, weight_norm: Euclidean norms of the loss's gradient by the layer's weights, and of these;
+    residual_ratio: for the last layer of a residual function F(x) its size relative to that of what the shortcut adds,
+        as a ratio of root mean squares; None for all others.
+    """
+    weighted, found, sizes, handles = list(_weighted(net)), {}, {}, []
+    buffers, training = [buffer.clone() for buffer in net.buffers()], net.training
+
+    def entering(name, x):
+        found[name, "signal_variance"] = x.float().var([axis for axis in range(x.ndim) if axis != 1]).mean()
+
+    def responding(name, y):
+        found[name, "response_std"] = y.float().std()
+
+    def size(name, x):
+        sizes[name] = x.float().square().mean().sqrt()
+
+    def watch(module, note, name, entering=False):
+        """Have what enters or leaves a module noted before anything changes it in place."""
+        if entering:
+            handle = module.register_forward_pre_hook(lambda _, x: note(name, x[0].detach()))
+        else:
+            handle = module.register_forward_hook(lambda _, x, y: note(name, y.detach()))
+        handles.append(handle)
+
+    for name, module in weighted:
+        watch(module, entering, name, entering=True)
+        if not isinstance(module, nn.Linear):
+            watch(net.get_submodule(name.replace("conv", "bn")), responding, name)
+    ends = {name.rpartition(".")[0]: name for name, module in weighted if name.startswith("layer")}
+    for block, name in ends.items():
+        module = net.get_submodule(block)
+        if module.residual:
+            watch(net.get_submodule(name.replace("conv", "bn")), size, name)
+            shortcut = module if module.downsample is None else module.downsample
+            watch(shortcut, size, block, entering=shortcut is module)
+    try:
+        with autocast(images.device, precision):
+            logits = net.train()(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        gradients = torch.autograd.grad(loss, [module.weight for _, module in weighted])
+    finally:
+        for handle in handles:
+            handle.remove()
+        net.train(training)
+        for buffer, before in zip(net.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    for (name, module), gradient in zip(weighted, gradients, strict=True):
+        found[name, "gradient_norm"] = gradient.float().norm()
+        found[name, "weight_norm"] = module.weight.detach().norm()
+    found |= {(name, "residual_ratio"): sizes[name] / sizes[block] for block, name in ends.items() if name in sizes}
+    values = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))  # read back from the device once
+    return [
+        {"layer": number, "name": name, "kind": _kind(module)}
+        | {column: values.get((name, column)) for column in SIGNALS}
+        for number, (name, module) in enumerate(weighted, start=1)
+    ]

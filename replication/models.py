@@ -162,6 +162,11 @@ def imagenet_net(depth, residual=True, shortcut="B", classes=1000, stride_on="1x
     return Net(stem, Bottleneck, widths, blocks, classes, shortcut=shortcut, stride_on=stride_on)
 
 
+def autocast(device, precision):
+    """The context in which a net runs: bfloat16 autocast, or float32 as it is."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 def load_weights(net, path, zeros="behind"):
     """Load a checkpoint of somebody else's into ``net``, which is returned.
 

@@ -17,6 +17,7 @@ from replication.photographs import UNREADABLE
 from replication.recipes import RECIPES, own_recipe
 
 PRECISIONS = ("float32", "bfloat16")
+SIGNALS = ("response_std", "signal_variance", "gradient_norm", "weight_norm", "residual_ratio")
 COLUMNS = ("iteration", "lr", "train_error", "train_loss", "test_error", "test_loss", "seconds")
 
 
@@ -125,6 +126,9 @@ class Record:
 
     summary: final errors (percent), sizes and times (seconds) as a dict.
     history: a DataFrame of ``COLUMNS``, one row a recording.
+    layers: a DataFrame of ``measure.signals`` at some iterations, from 0 to the last, one row for each weighted layer.
+    predictions: a DataFrame of the labels and the predicted classes of all test images, by the weights left at the end;
+        empty where some images could not be read.
     environment: versions, device, threads and commit as a dict.
     fingerprint: of the data set.
     """
@@ -143,6 +147,19 @@ class Record:
     @cached_property
     def history(self):
         return pd.read_csv(self.folder / "history.csv")
+
+    @cached_property
+    def layers(self):
+        return self._read("layers.csv", ("iteration", "layer", "name", "kind", *SIGNALS))
+
+    @cached_property
+    def predictions(self):
+        return self._read("predictions.csv", ("label", "predicted"))
+
+    def _read(self, name, columns):
+        """A file that not all records have."""
+        path = self.folder / name
+        return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
 
     @property
     def evaluation(self):
@@ -169,11 +186,15 @@ def finished(run, results="results"):
     return Record(run, folder)
 
 
-def rows_text(rows):
-    """Rows of a history (dicts; None where not measured) as the text of ``history.csv``."""
-    columns = list(COLUMNS) + [name for name in (rows[0] if rows else ()) if name not in COLUMNS]
+def rows_text(rows, columns=COLUMNS, digits=None):
+    """Rows (dicts; None where not measured) as the text of a csv file: first these columns, then what rows have more.
+
+    digits: significant ones of every number that is not whole; left out, all.
+    """
+    columns = list(columns) + [name for name in (rows[0] if rows else ()) if name not in columns]
     text = io.StringIO()
-    pd.DataFrame(rows, columns=columns).to_csv(text, index=False, lineterminator="\n")
+    shown = None if digits is None else f"%.{digits}g"
+    pd.DataFrame(rows, columns=columns).to_csv(text, index=False, lineterminator="\n", float_format=shown)
     return text.getvalue()
 
 

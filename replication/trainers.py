@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from replication import data as datasets
-from replication import evaluate, measure, runs
+from replication import evaluate, measure, models, runs
 from replication.images import cores
 from replication.processes import launch, members
 
 RECORDINGS = 100  # rows of a full history
+MEASUREMENTS = 10  # of what passes through the layers, after the one at the start
 CHECKPOINT_SECONDS = 60
 ONE_AT_A_TIME = threading.Lock()  # torch's generator, threads and convolution settings are the whole process's
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
@@ -50,11 +51,11 @@ def threads_for(run, size, processes=1):
 
 
 def recording_points(recipe, test_images):
-    """Numbers of iterations after which the training error is recorded, and those where the test error is measured too.
+    """Numbers of iterations after which the training error is recorded, the test error too, the layers are measured.
 
     A hundred at equal distances; the test error at ten of them at least, and at more as long as it costs little: one
-    test image for six trained. A plateau that watches the test error needs it three times within its patience. Both
-    contain the last iteration.
+    test image for six trained. A plateau that watches the test error needs it three times within its patience. The
+    layers at up to ten of those. All three contain the last iteration.
     """
     iterations, plateau = recipe.iterations, recipe.plateau
     count = min(RECORDINGS, iterations)
@@ -63,7 +64,8 @@ def recording_points(recipe, test_images):
     step = -(-count // min(count, max(10, affordable)))
     if plateau is not None and plateau.watch == "test_error":
         step = min(step, max(1, plateau.patience * count // (3 * iterations)))
-    return set(points), set(points[::-1][::step])
+    tested = points[::-1][::step]
+    return set(points), set(tested), set(tested[:: -(-len(tested) // MEASUREMENTS)])
 
 
 def train(run, results="results", data="data", processes=1, progress=False):
@@ -153,7 +155,7 @@ class _Training:
         self.batches = self.dataset.batches(
             self.recipe.batch, run.seed, self.device, group[:2], iterations=self.recipe.iterations, **self.reading
         )
-        self.points, self.test_points = recording_points(self.recipe, len(self.dataset.test.labels))
+        self.points, self.test_points, self.layer_points = recording_points(self.recipe, len(self.dataset.test.labels))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
             net = run.name.build(len(self.dataset.classes))
@@ -167,7 +169,7 @@ class _Training:
             fused=True,
         )
         self.batches.unreadable |= self.dataset.unreadable(run.unreadable)
-        self.iteration, self.history, self.unreadable = 0, [], {}
+        self.iteration, self.history, self.layers, self.unreadable = 0, [], [], {}
         self.seconds = self.training_seconds = 0.0
         self.totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss and errors since the last row
         self._resume()
@@ -187,7 +189,7 @@ class _Training:
         In an undisturbed run that would come after the first iteration, in one that goes on after some other.
         """
         before = self.running.clone()
-        with evaluate.autocast(self.device, self.run.precision):
+        with models.autocast(self.device, self.run.precision):
             outputs = self.parallel(torch.zeros(2, 3, *self.dataset.size, device=self.device))
         outputs.float().sum().backward()
         self.optimizer.zero_grad()
@@ -238,31 +240,34 @@ class _Training:
         self.optimizer.zero_grad()
         size = self.recipe.group
         parts = list(zip(images.split(size), labels.split(size), strict=True))
+        self.seen = parts[0]
+        if self.iteration == 0:
+            self._measure_layers()
         # Summed on the device and read back only when a row is recorded: no step waits for the one before.
-        seen = torch.zeros_like(self.totals)
+        sums = torch.zeros_like(self.totals)
         if len(parts) > 1:
             before, moved = self.running.clone(), torch.zeros_like(self.running)
         for images, labels in parts:
             last = labels is parts[-1][1]
             with contextlib.nullcontext() if last or self.group.count == 1 else self.parallel.no_sync():
-                with evaluate.autocast(self.device, self.run.precision):
+                with models.autocast(self.device, self.run.precision):
                     logits = self.parallel(images)
                 logits = logits.float()
                 loss = F.cross_entropy(logits, labels)
                 (loss / len(parts)).backward()
             wrong = (logits.detach().argmax(1) != labels).sum()
-            seen += torch.stack([loss.detach() * len(labels), wrong])
+            sums += torch.stack([loss.detach() * len(labels), wrong])
             if len(parts) > 1:  # every group moves the running statistics from the same place, all by their mean
                 moved += self.running
                 self.running.copy_(before)
         if len(parts) > 1:
             self.running.copy_(moved / len(parts))
         if self.group.count > 1:
-            dist.all_reduce(seen)
+            dist.all_reduce(sums)
             dist.all_reduce(self.running)
             self.running /= self.group.count
         self.optimizer.step()
-        self.totals += seen
+        self.totals += sums
         self.iteration += 1
 
     def _record(self):
@@ -284,14 +289,37 @@ class _Training:
                 views = self.dataset.views(
                     images, self.device, self.group[:2], failed=self.batches.unreadable, **self.reading
                 )
-                error, measured = evaluate.single_view(self.net, views, self.device, self.run.precision)
+                kept = []
+                error, measured = evaluate.single_view(self.net, views, self.device, self.run.precision, kept)
+                if part == "test" and self.iteration == self.recipe.iterations:
+                    self._keep_predictions(torch.cat(kept, dim=1))
             row |= {f"{part}_error": error, f"{part}_loss": measured}
+        if self.iteration in self.layer_points:
+            self._measure_layers()
         evaluation = time.perf_counter() - started
         self._count_time()
         self.training_seconds -= evaluation
         self.history.append(row | {"seconds": self.seconds})
         self._write("history.csv", runs.rows_text(self.history))
         self._report_unreadable()
+
+    def _measure_layers(self):
+        """Add rows to ``layers.csv``, on what batch norm saw at once of the batch that is being trained on."""
+        if self.group.rank == 0:
+            images, labels = self.seen
+            rows = measure.signals(self.net, images, labels, self.run.precision)
+            self.layers += [{"iteration": self.iteration} | row for row in rows]
+            self._write("layers.csv", runs.rows_text(self.layers, (), digits=6))
+
+    def _keep_predictions(self, mine):
+        """Write labels and predicted classes of all test images, of which each process has its own, in turns."""
+        parts = self._from_all(mine)
+        together = torch.empty(2, len(self.dataset.test.labels), dtype=torch.int64)
+        if sum(part.shape[1] for part in parts) == together.shape[1]:  # less where images could not be read
+            for place, part in enumerate(parts):
+                together[:, place :: len(parts)] = part
+            rows = [{"label": label, "predicted": predicted} for label, predicted in together.T.tolist()]
+            self._write("predictions.csv", runs.rows_text(rows, ()))
 
     def _report_unreadable(self):
         """Keep a list of the files that could not be read by any of the processes."""
@@ -360,6 +388,7 @@ class _Training:
             "threads": torch.get_num_threads(),
             "iteration": self.iteration,
             "history": self.history,
+            "layers": self.layers,
             "seconds": self.seconds,
             "training_seconds": self.training_seconds,
             "totals": self.totals,
@@ -384,7 +413,7 @@ class _Training:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.totals.copy_(state["totals"])
-        for name in ("iteration", "history", "seconds", "training_seconds", "unreadable"):
+        for name in ("iteration", "history", "layers", "seconds", "training_seconds", "unreadable"):
             setattr(self, name, state[name])
 
 

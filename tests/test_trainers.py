@@ -31,6 +31,8 @@ def weights(record):
 
 def assert_same(one, other):
     assert without_time(one).equals(without_time(other))
+    assert one.layers.equals(other.layers)
+    assert one.predictions.equals(other.predictions)
     first, second = weights(one), weights(other)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -41,9 +43,10 @@ def assert_same(one, other):
 )
 def test_recordings_are_regular_and_include_the_end(iterations, test_images):
     recipe = replace(recipes.RECIPES["cifar"], iterations=iterations)
-    train, test = trainers.recording_points(recipe, test_images)
-    assert test <= train
-    assert max(train) == max(test) == iterations
+    train, test, layers = trainers.recording_points(recipe, test_images)
+    assert layers <= test <= train
+    assert max(train) == max(test) == max(layers) == iterations
+    assert min(5, iterations) <= len(layers) <= 10
     assert len(train) == min(100, iterations)
     assert min(10, iterations) <= len(test) <= 100
     gaps = [after - before for before, after in itertools.pairwise([0, *sorted(train)])]
@@ -53,7 +56,7 @@ def test_recordings_are_regular_and_include_the_end(iterations, test_images):
 @pytest.mark.parametrize("schedule", [1.0, 0.05, 0.001])
 def test_a_plateau_of_the_test_error_is_judged_by_three_measurements(schedule):
     recipe = Run("resnet-18", "imagenet", schedule=schedule).settings
-    _, test = trainers.recording_points(recipe, 50_000)
+    _, test, _ = trainers.recording_points(recipe, 50_000)
     for start in range(0, recipe.iterations - recipe.plateau.patience, 7):
         assert sum(start < point <= start + recipe.plateau.patience for point in test) >= 3
 
@@ -62,7 +65,8 @@ def test_a_run_leaves_its_record(tmp_path):
     run = Run("resnet-8", schedule=SCHEDULE, holdout=100)
     record = trainers.train(run, tmp_path)
     assert {path.name for path in record.folder.iterdir()} == {
-        *("run.json", "environment.json", "history.csv", "summary.json", "weights.pt")
+        *("run.json", "environment.json", "history.csv", "summary.json", "weights.pt"),
+        *("layers.csv", "predictions.csv"),
     }
     summary, history = record.summary, record.history
     assert summary["iterations"] == 22
@@ -75,6 +79,11 @@ def test_a_run_leaves_its_record(tmp_path):
     assert history["train_error"].between(0, 100).all()
     for name in ("train_error", "test_error", "val_error"):
         assert summary[name] == history[name].iloc[-1]
+    assert list(record.layers["iteration"].unique()) == [0, *range(1, 23, 3)]  # when the test error was measured
+    assert (record.layers.groupby("iteration")["layer"].apply(list).map(lambda layers: layers == [*range(1, 9)])).all()
+    assert (record.predictions["label"] == data.load("digits").test.labels).all()
+    wrong = record.predictions["label"] != record.predictions["predicted"]
+    assert 100 * wrong.mean() == pytest.approx(summary["test_error"])
     assert record.fingerprint == data.load("digits").fingerprint
     assert json.loads((record.folder / "run.json").read_text())["id"] == run.id
     assert record.environment["torch"] == torch.__version__
@@ -126,11 +135,11 @@ def test_the_test_error_is_that_of_the_weights_left(tmp_path):
     net = NetName.parse("resnet-8").build(10)
     net.load_state_dict(weights(record))
     net.eval()
-    wrong = 0
-    for pixels, label in zip(digits.test.pixels, digits.test.labels, strict=True):
-        image = torch.from_numpy((pixels - digits.mean) / 255).permute(2, 0, 1)[None]
-        wrong += int(net(image).argmax() != label)
+    images = torch.from_numpy((digits.test.pixels - digits.mean) / 255).permute(0, 3, 1, 2)
+    predicted = [int(net(image[None]).argmax()) for image in images]
+    wrong = sum(guess != label for guess, label in zip(predicted, digits.test.labels, strict=True))
     assert record.summary["test_error"] == pytest.approx(100 * wrong / 360, abs=0.3)
+    assert (record.predictions["predicted"] != predicted).sum() <= 1
 
 
 def test_evaluation_leaves_the_net_in_its_mode():
@@ -144,8 +153,11 @@ def test_evaluating_more_or_less_often_changes_nothing(tmp_path, monkeypatch):
     run = Run("resnet-8", schedule=SCHEDULE)
     often = trainers.train(run, tmp_path / "often")
     monkeypatch.setattr(trainers, "RECORDINGS", 2)
+    monkeypatch.setattr(trainers, "MEASUREMENTS", 1)
+    monkeypatch.setattr(trainers._Training, "_measure_layers", lambda self: None)
     seldom = trainers.train(run, tmp_path / "seldom")
     assert len(seldom.history) == 2
+    assert seldom.layers.empty
     first, second = weights(often), weights(seldom)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
