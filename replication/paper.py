@@ -127,3 +127,130 @@ TABLE_3_SHORTCUTS = Published(
     {net: TOP_1.errors[net] for net in ("plain-34", "resnet-34", "resnet-34-B", "resnet-34-C")},
     "paper: top-1 error % of the 34-layer net, ImageNet, 10-crop",
 )
+
+
+class Claim(NamedTuple):
+    """A claim: its name, where it is made, what it says, numbers printed, of which nets, what is compared to judge it.
+
+    Its criterion, with the code that applies it, is in ``replication.verdicts``.
+    """
+
+    name: str
+    section: str
+    statement: str
+    printed: str
+    families: tuple[str, ...]  # "cifar", "imagenet": whose nets the paper makes it of
+    comparison: str
+
+
+BOTH = ("cifar", "imagenet")
+CLAIMS = {
+    1: Claim(
+        "Deeper plain nets train worse",
+        "1, 4.1, 4.2",
+        "Degradation: a deeper plain net has the higher training error.",
+        "plain-34 above plain-18 throughout (test 28.54 % against 27.94 %); on CIFAR plain-20 to plain-56 in order",
+        BOTH,
+        "training errors of plain nets of different depth",
+    ),
+    2: Claim(
+        "Deeper residual nets are better",
+        "4.1, 4.2",
+        "Residual nets reverse it: the deeper has the lower training and test error.",
+        "ResNet-34 25.03 %, ResNet-18 27.88 %; on CIFAR ResNet-20 8.75 % to ResNet-110 6.43 %",
+        BOTH,
+        "training and test errors of residual nets of different depth",
+    ),
+    3: Claim(
+        "Residual nets beat plain ones",
+        "4.1, 4.2",
+        "At equal depth, width and number of parameters the deep residual net beats the plain net.",
+        "34 layers: 25.03 % against 28.54 %",
+        BOTH,
+        "test errors, and numbers of parameters, of the deep plain and the deep residual net",
+    ),
+    4: Claim(
+        "Shallow nets: equal, but faster",
+        "4.1",
+        "At 18 layers both are about as accurate; the residual net converges faster.",
+        "27.88 % against 27.94 %",
+        ("imagenet",),
+        "test errors, and training errors in the first third of training, of the shallow plain and residual net",
+    ),
+    5: Claim(
+        "Gradients do not vanish",
+        "4.1",
+        "It is not vanishing gradients: with batch norm, forward signals of plain nets have non-zero variances and "
+        "gradients healthy norms.",
+        "no numbers",
+        ("imagenet",),
+        "variances of what enters the layers of the deep plain net, and norms of their gradients, along training",
+    ),
+    6: Claim(
+        "Projections are not essential",
+        "4.1",
+        "Shortcuts A, B and C are all much better than none; B is slightly better than A, C marginally better than B: "
+        "projections are not essential.",
+        "34 layers: plain 28.54 %, A 25.03 %, B 24.52 %, C 24.19 %",
+        ("imagenet",),
+        "test errors of the plain net and of the residual nets with each kind of shortcut",
+    ),
+    7: Claim(
+        "50 to 152 layers on ImageNet",
+        "4.1",
+        "50, 101 and 152 layers are each more accurate than 34, without degradation; 152 layers cost less than VGG.",
+        "24.19 % (34-C), 22.85 %, 21.75 %, 21.43 %; 11.3e9 multiply-adds, VGG-16 15.3e9, VGG-19 19.6e9",
+        ("imagenet",),
+        "test errors of residual nets of 34 to 152 layers, and multiply-adds",
+    ),
+    8: Claim(
+        "The warm-up of ResNet-110",
+        "4.2",
+        "ResNet-110 needs the warm-up only to start: without, it begins later and ends about as accurate.",
+        "warm-up of about 400 iterations; 6.61 ± 0.16 % over five runs, the best 6.43 %",
+        ("cifar",),
+        "the rates and errors of ResNet-110 with the warm-up and without",
+    ),
+    9: Claim(
+        "1202 layers overfit",
+        "4.2",
+        "1202 layers train without difficulty, but test worse than 110: overfitting.",
+        "training error below 0.1 %; test error 7.93 % against 6.43 %",
+        ("cifar",),
+        "training error of ResNet-1202, its test error against that of ResNet-110",
+    ),
+    10: Claim(
+        "Residual functions respond less",
+        "4.2",
+        "Residual functions respond less than plain layers do, and the deeper the net, the less each layer changes the "
+        "signal.",
+        "Fig. 7, without numbers",
+        ("cifar",),
+        "standard deviations of the responses of all 3x3 layers at the end of training, their mean over the layers",
+    ),
+    11: Claim(
+        "Identity shortcuts are free",
+        "3.2, 3.3",
+        "Identity shortcuts add no parameters, and no computation but the addition.",
+        "no numbers",
+        BOTH,
+        "parameters and multiply-adds of plain and residual nets of equal depth",
+    ),
+    12: Claim(
+        "An ensemble wins",
+        "4.1",
+        "Averaging nets of several depths wins ILSVRC 2015.",
+        "3.57 % top-5 on the test set; the best single net 4.49 % on validation",
+        ("imagenet",),
+        "top-5 errors, at five scales, of the ensemble and of its best member",
+    ),
+    13: Claim(
+        "Better features for detection",
+        "4.3",
+        "In detection, ResNet-101 in place of VGG-16 alone adds 6.0 points of COCO mAP@[.5,.95], 28 % more.",
+        "27.2 % against 21.2 %",
+        (),
+        "detectors, which this replication does not train",
+    ),
+}
+WARMED_UP = (6.61, 0.16)  # ResNet-110's test error over five runs: mean and standard deviation (Table 6)

@@ -9,10 +9,9 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
 from replication.paper import TABLE_6
-from replication.runs import write
+from replication.runs import CONDITIONS, in_words, write
+from replication.verdicts import scorecard as scorecard  # offered here, too
 
-# What must be equal for errors to be compared: among them the images themselves, by their fingerprint.
-CONDITIONS = ["dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "group"]
 KINDS = {"plain": "plain nets", "resnet": "residual nets"}
 ERRORS = {"train_error": "training error", "test_error": "test error"}
 TESTED = {"top1": "top-1 error", "top5": "top-5 error"}
@@ -49,7 +48,7 @@ def _means(records, measured, names):
     """A row for each net and condition: number of runs, mean and deviation of what is ``measured(record)``."""
     rows = []
     if records:
-        every = pd.DataFrame([_conditions(record) | measured(record) for record in records])
+        every = pd.DataFrame([{"net": record.net} | record.conditions | measured(record) for record in records])
         for values, group in every.groupby(["net", *CONDITIONS], sort=False):
             row = dict(zip(["net", *CONDITIONS], values, strict=True)) | {"n": len(group)}
             for name in names:
@@ -78,9 +77,9 @@ def tested(records, evaluations, published):
     for label, found in evaluations.items():
         if label not in own and way in found and single == (label != "ensemble"):
             members = [own[name] for name in found.get("members") or ()]
-            conditions = [_conditions(member) for member in members]
+            conditions = [member.conditions for member in members]
             alike = {name: conditions[0][name] for name in CONDITIONS if len({c[name] for c in conditions}) == 1}
-            rows.append(alike | {"net": label, "n": 1, "members": ", ".join(m.run.net for m in members), **found[way]})
+            rows.append(alike | {"net": label, "n": 1, "members": ", ".join(m.net for m in members), **found[way]})
     present = {row["net"] for row in rows}
     rows += [{"net": net, "n": 0} for net in published.errors if net not in present]
     place = {net: number for number, net in enumerate(published.errors)}
@@ -96,13 +95,6 @@ def tested(records, evaluations, published):
     return table.assign(images=images, comparable=alike)
 
 
-def _conditions(record):
-    run = record.run
-    fields = {name: getattr(run, name) for name in ("net", "dataset", "recipe", "precision", "holdout")}
-    fields |= {"iterations": record.summary["iterations"], "fingerprint": record.fingerprint[:12]}
-    return fields | {"group": run.settings.group}
-
-
 def _runs(table):
     """The rows of a table that stand for runs: neither nets not yet run nor weights of others."""
     return table[(table["n"] > 0) & table["dataset"].notna()]
@@ -111,11 +103,7 @@ def _runs(table):
 def described(table):
     """The conditions of a table's runs in words: "digits, recipe digits, 1,100 iterations, float32, 1 run per net"."""
     table = _runs(table)
-    parts = [
-        f"{row.dataset}, recipe {row.recipe}, {row.iterations:,} iterations, {row.precision}"
-        + (f", {row.holdout:,} images held out" if row.holdout else "")
-        for row in table[CONDITIONS].drop_duplicates().itertuples()
-    ]
+    parts = map(in_words, table[[*CONDITIONS]].drop_duplicates().to_dict("records"))
     low, high = table["n"].min(), table["n"].max()
     runs = f"{low}" if low == high else f"{low} to {high}"
     return "; ".join(parts) + f", {runs} run{'' if high == 1 else 's'} per net"
@@ -238,7 +226,7 @@ def curves(records, panels):
     standard deviation. Nets without a record are left out.
     Raises ValueError for no records at all, and for records of different conditions: these are no seeds of one another.
     """
-    conditions = described(_alike(errors(records)))
+    conditions = conditions_of(records)
     histories = _histories(records)
     run = set(histories["net"])
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=1.1):
@@ -274,11 +262,11 @@ def figure_4(records):
 
     Shows the nets of 18 and 34 layers as far as they were run; where none was, whatever was run.
     """
-    run = list(dict.fromkeys(record.run.net for record in records))
+    run = list(dict.fromkeys(record.net for record in records))
     panels = {words: [net for net in (f"{kind}-18", f"{kind}-34") if net in run] for kind, words in KINDS.items()}
     panels = {words: nets for words, nets in panels.items() if nets} or {"not in the paper's figure": run}
     shown = {net for nets in panels.values() for net in nets}
-    return figure_6([record for record in records if record.run.net in shown], panels)
+    return figure_6([record for record in records if record.net in shown], panels)
 
 
 def _histories(records):
@@ -287,7 +275,7 @@ def _histories(records):
     for record in records:
         history = record.history.rename(columns=ERRORS)
         long = history.melt("iteration", list(STYLES), var_name="part", value_name="error").dropna()
-        parts.append(long.assign(net=record.run.net, seed=record.run.seed))
+        parts.append(long.assign(net=record.net, seed=record.run.seed))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -334,6 +322,11 @@ def _alike(table):
         values = "; ".join(f"{name}: {', '.join(map(str, table[name].unique()))}" for name in differing)
         raise ValueError(f"these runs were not made under the same conditions ({values}): show them one by one")
     return table
+
+
+def conditions_of(records):
+    """The conditions of records in words; raises ValueError for none, and for records of different conditions."""
+    return described(_alike(errors(records)))
 
 
 def findings(table):

@@ -17,6 +17,8 @@ from replication.photographs import UNREADABLE
 from replication.recipes import RECIPES, own_recipe
 
 PRECISIONS = ("float32", "bfloat16")
+# What must be equal for errors to be compared: among them the images themselves, by their fingerprint.
+CONDITIONS = ("dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "group")
 SIGNALS = ("response_std", "signal_variance", "gradient_norm", "weight_norm", "residual_ratio")
 COLUMNS = ("iteration", "lr", "train_error", "train_loss", "test_error", "test_loss", "seconds")
 
@@ -36,6 +38,7 @@ class Run:
     group: images that batch norm sees at once, in training: they divide the recipe's batch, the smaller they are, the
         less memory is needed and the more processes can share a batch; left out, the recipe's own.
     unreadable: a photograph that cannot be read in training is replaced by another ("skip") or ends the run ("error").
+    warmup: whether a net that the recipe warms up is; without, it starts at the full rate (section 4.2, footnote).
 
     Raises TypeError or ValueError naming the value, the choices and, where there is one, the nearest match.
     """
@@ -49,6 +52,7 @@ class Run:
     holdout: int = 0
     group: int | None = None
     unreadable: str = "skip"
+    warmup: bool = True
 
     def __post_init__(self):
         check_name(self.dataset)
@@ -66,6 +70,7 @@ class Run:
         for field, value in values.items():
             object.__setattr__(self, field, value)
         object.__setattr__(self, "group", self._own_group())
+        object.__setattr__(self, "warmup", self._own_warmup(name.depth))
 
     def _own_group(self):
         """The group, or None where it is the recipe's: the same run has one name."""
@@ -78,6 +83,12 @@ class Run:
                 f"group {group}: choose a number that divides the batch of {recipe.batch}: {divisors(recipe.batch)}"
             )
         return None if group == (recipe.group or recipe.batch) else group
+
+    def _own_warmup(self, depth):
+        """False only where it makes a difference: the same run has one name."""
+        if not isinstance(self.warmup, bool):
+            raise TypeError(f"warmup {self.warmup!r}: choose True or False")
+        return self.warmup or RECIPES[self.recipe].for_depth(depth).warmup is None
 
     def _fraction(self):
         value = self.schedule
@@ -106,9 +117,10 @@ class Run:
 
     @property
     def settings(self):
-        """The recipe at this schedule, for a net of this depth, with this run's groups."""
+        """The recipe at this schedule, for a net of this depth, with this run's groups and warm-up."""
         recipe = RECIPES[self.recipe].scaled(self.schedule).for_depth(self.name.depth)
-        return replace(recipe, group=self.group or recipe.group or recipe.batch)
+        warmup = recipe.warmup if self.warmup else None
+        return replace(recipe, group=self.group or recipe.group or recipe.batch, warmup=warmup)
 
     def folder(self, results="results"):
         """Where the run's record lies."""
@@ -135,6 +147,11 @@ class Record:
 
     run: Run
     folder: Path
+
+    @property
+    def net(self):
+        """The net's name in tables and figures: one that was not warmed up is a row of its own."""
+        return self.run.net if self.run.warmup else f"{self.run.net} without warm-up"
 
     @cached_property
     def summary(self):
@@ -167,9 +184,28 @@ class Record:
         path = self.folder / "evaluation.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    @property
+    @cached_property
     def fingerprint(self):
         return json.loads((self.folder / "run.json").read_text())["fingerprint"]
+
+    @property
+    def conditions(self):
+        """``CONDITIONS`` of the run, by name."""
+        values = {name: getattr(self.run, name) for name in ("dataset", "recipe", "precision", "holdout")}
+        values |= {"fingerprint": self.fingerprint[:12], "iterations": self.summary["iterations"]}
+        values["group"] = self.run.settings.group
+        return {name: values[name] for name in CONDITIONS}
+
+
+def in_short(conditions):
+    """What matters most of the conditions of a run, for the eye: "digits, 1,100 iterations"."""
+    return "{dataset}, {iterations:,} iterations".format(**conditions)
+
+
+def in_words(conditions):
+    """The conditions of a run for the eye: "digits, recipe digits, 1,100 iterations, float32"."""
+    words = "{dataset}, recipe {recipe}, {iterations:,} iterations, {precision}".format(**conditions)
+    return words + (f", {conditions['holdout']:,} images held out" if conditions["holdout"] else "")
 
 
 def finished(run, results="results"):
@@ -184,6 +220,12 @@ def finished(run, results="results"):
     if stored != run:
         raise ValueError(f"{folder} holds the record of {stored}, not of {run}: remove or rename this folder")
     return Record(run, folder)
+
+
+def all_finished(results="results"):
+    """The records of all finished runs, in the order of their ids."""
+    folders = sorted(path.parent for path in (Path(results) / "runs").glob("*/summary.json"))
+    return [Record(Run.from_dict(json.loads((folder / "run.json").read_text())), folder) for folder in folders]
 
 
 def rows_text(rows, columns=COLUMNS, digits=None):

@@ -1,0 +1,271 @@
+"""How runs are compared: checks on the records of one set of conditions, and what checks amount to."""
+
+import itertools
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+VERDICTS = ("reproduced", "partly", "not reproduced", "inconclusive", "not attempted")
+CONFIDENCE = 0.95
+# Points between two single runs that say nothing: six runs of one ResNet-56, by one user of a public replication, gave
+# test errors of 6.89 to 8.42 %.
+ONE_RUN = 1.5
+ABOUT_EQUAL = 1.0  # points
+
+
+class Check(NamedTuple):
+    """One comparison: "holds", "fails", "unclear" or "missing"; in words; by how many runs a net; of which nets.
+
+    runs: the smallest number on a side; None for what is counted and depends on no seed.
+    decisive: if not, it counts only where it fails.
+    """
+
+    outcome: str
+    text: str
+    runs: int | None = None
+    nets: tuple[str, ...] = ()
+    decisive: bool = True
+
+
+class Measured(NamedTuple):
+    """What is compared: its name, how a record gives it, its unit and that of a difference.
+
+    one_run: a difference of two single runs that says nothing.
+    """
+
+    name: str
+    of: Callable
+    unit: str = " %"
+    points: str = " points"
+    one_run: float = ONE_RUN
+
+
+def _early(record):
+    rows = record.history[record.history["iteration"] <= record.summary["iterations"] / 3]
+    return rows["train_error"].mean()
+
+
+def mean_response(layers):
+    """The mean over all 3x3 layers of the standard deviation of their responses, at the end of training (Fig. 7)."""
+    layers = layers[layers["kind"] == "3x3 conv"]
+    return layers.loc[layers["iteration"] == layers["iteration"].max(), "response_std"].mean()
+
+
+def mean_residual(layers):
+    """The mean over all residual functions of their size relative to what the shortcut passes on, at the end."""
+    return layers.loc[layers["iteration"] == layers["iteration"].max(), "residual_ratio"].mean()
+
+
+def gradient_gain(layers):
+    """By iteration, how many times larger the gradients of the first five 3x3 layers are than those of the last five.
+
+    The ratio of geometric means of their norms; ``layers`` as of a record.
+    """
+    rows = layers[layers["kind"] == "3x3 conv"]
+    logs = np.log(rows["gradient_norm"].clip(lower=1e-30)).groupby(rows["iteration"])
+    return np.exp(logs.apply(lambda norms: norms.iloc[:5].mean() - norms.iloc[-5:].mean()))
+
+
+def _beginning(record):
+    rows = record.history[record.history["train_error"] < 90]
+    return rows["iteration"].min()
+
+
+def _warmup(record):
+    """Iterations at the low rate; infinity if it never ended."""
+    warm = record.history["lr"].cummax() < record.run.settings.lr
+    return record.history.loc[warm, "iteration"].max() if not warm.all() else float("inf")
+
+
+TRAINING = Measured("training error", lambda record: record.summary["train_error"])
+TEST = Measured("test error", lambda record: record.summary["test_error"])
+EARLY = Measured("mean training error in the first third of training", _early)
+RESPONSE = Measured("mean response", lambda record: mean_response(record.layers), "", "", 0.05)
+RESIDUAL_SIZE = Measured(
+    "mean size of residual functions relative to the shortcuts",
+    lambda record: mean_residual(record.layers),
+    "",
+    "",
+    0.05,
+)
+BEGINNING = Measured("number of iterations until its training error is below 90 %", _beginning, "", "", 100)
+WARMUP = Measured("length of the warm-up", _warmup)
+
+
+class Group:
+    """The records of one set of conditions, by net; ``evaluations`` as of ``evaluate.evaluations``."""
+
+    def __init__(self, records, evaluations):
+        self.records, self.evaluations = {}, evaluations
+        for record in records:
+            self.records.setdefault(record.net, []).append(record)
+        self.conditions = records[0].conditions
+        self.family = "imagenet" if records[0].run.name.imagenet else "cifar"
+
+    def depths(self, kind, wanted):
+        return [depth for depth in wanted if f"{kind}-{depth}" in self.records]
+
+    def values(self, net, measured):
+        """Of every run of a net, as far as it was measured."""
+        values = [measured.of(record) for record in self.records.get(net, ())]
+        return [float(value) for value in values if not pd.isna(value)]
+
+    def lower(self, net, other, measured=TEST, decisive=True):
+        """Check that the mean of a net is lower than that of another: "unclear" unless one of them clearly is."""
+        ours, theirs = self.values(net, measured), self.values(other, measured)
+        if not ours or not theirs:
+            return self.missing(measured.name, net, other)
+        difference, runs = mean_of(theirs) - mean_of(ours), min(len(ours), len(theirs))
+        notes = [counts(ours, theirs)]
+        paired = self._paired(net, other) if measured is TEST else None
+        if runs > 1:
+            low, high = _interval(theirs, ours) if difference > 0 else _interval(ours, theirs)
+            clear = low > 0
+            notes.append(f"95 % interval {low:.2f} to {high:.2f}")
+        else:
+            clear = abs(difference) > measured.one_run if paired is None else paired.differ == paired.pairs
+        if paired is not None:
+            notes.append(paired.text)
+        text = (
+            f"{net} has a {measured.name} of {mean_of(ours):.2f}{measured.unit}, "
+            f"{abs(difference):.2f}{measured.points} {'lower' if difference > 0 else 'higher'} than {other} with "
+            f"{mean_of(theirs):.2f}{measured.unit} ({'; '.join(notes)})"
+        )
+        outcome = "unclear" if not clear else "holds" if difference > 0 else "fails"
+        return Check(outcome, text, runs, (net, other), decisive)
+
+    def alike(self, net, other, measured=TEST, within=ABOUT_EQUAL):
+        """Check that the means of two nets differ by no more than ``within``."""
+        ours, theirs = self.values(net, measured), self.values(other, measured)
+        if not ours or not theirs:
+            return self.missing(measured.name, net, other)
+        difference, runs = mean_of(ours) - mean_of(theirs), min(len(ours), len(theirs))
+        text = (
+            f"{net} has a {measured.name} of {mean_of(ours):.2f}{measured.unit}, {other} of {mean_of(theirs):.2f}"
+            f"{measured.unit}, {abs(difference):.2f}{measured.points} apart ({counts(ours, theirs)}"
+        )
+        if runs > 1:
+            low, high = _interval(ours, theirs)
+            text += f"; 95 % interval {low:.2f} to {high:.2f}"
+            inside = -within <= low and high <= within
+        else:
+            low, high = difference - measured.one_run, difference + measured.one_run
+            inside = abs(difference) <= within
+        outcome = "holds" if inside else "fails" if low > within or high < -within else "unclear"
+        return Check(outcome, text + ")", runs, (net, other))
+
+    def equal(self, net, other, name):
+        """Check that two nets have the same count of something in their summaries."""
+        words = name.replace("_", "-")
+        if net not in self.records or other not in self.records:
+            return self.missing(words, net, other)
+        ours, theirs = (self.records[each][0].summary[name] for each in (net, other))
+        text = f"{net} has {ours:,} {words}, {other} {'as many' if ours == theirs else f'{theirs:,}'}"
+        return Check("holds" if ours == theirs else "fails", text, None, (net, other))
+
+    def by_depth(self, kind, wanted, measured, falling):
+        """Check the deepest net against the shallowest, and every net against the next one, which is not decisive."""
+        nets = [f"{kind}-{depth}" for depth in self.depths(kind, wanted)]
+        ends = [f"{kind}-{wanted[0]}", f"{kind}-{wanted[-1]}"]
+        absent = [net for net in ends if net not in nets]
+        pairs = [(nets[0], nets[-1])] if len(nets) > 1 else []
+        checks = [self.lower(*(pair[::-1] if falling else pair), measured) for pair in pairs]
+        if absent:
+            checks.append(self.missing(measured.name, *absent))
+        pairs = itertools.pairwise(nets) if len(nets) > 2 else ()
+        return checks + [self.lower(*(pair[::-1] if falling else pair), measured, decisive=False) for pair in pairs]
+
+    def pair(self, depths):
+        """The plain and the residual net of the deepest of these depths at which both were run, or else one of them."""
+        names = [(f"plain-{depth}", f"resnet-{depth}") for depth in depths]
+        return max(names, key=lambda pair: (sum(net in self.records for net in pair), names.index(pair)))
+
+    def mean(self, net, measured):
+        return mean_of(self.values(net, measured))
+
+    def layers(self, net):
+        """Of every run of a net, the table of its layers, if these were measured."""
+        return [record.layers for record in self.records.get(net, ()) if len(record.layers)]
+
+    def missing(self, what, *nets):
+        absent = [net for net in nets if net not in self.records]
+        if absent:
+            return Check("missing", f"not run: {', '.join(absent)}")
+        return Check("missing", f"not measured: {what} of {' or '.join(nets)}")
+
+    def _paired(self, net, other):
+        """McNemar's exact test of every pair of runs with equal seeds, whose predictions are of the same images."""
+        found, images = [], 0
+        for one in self.records[net]:
+            for two in self.records[other]:
+                first, second = one.predictions, two.predictions
+                if one.run.seed == two.run.seed and len(first) and first["label"].equals(second["label"]):
+                    right, too = (table["predicted"] == table["label"] for table in (first, second))
+                    only = int((right & ~too).sum()), int((~right & too).sum())
+                    found.append(stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0)
+                    images = len(first)
+        if not found:
+            return None
+        differ = sum(value < 1 - CONFIDENCE for value in found)
+        if len(found) == 1:
+            return Paired(differ, 1, f"paired test on the same {images:,} images: p = {found[0]:.2g}")
+        text = f"paired tests on the same {images:,} images: p < 0.05 for {differ} of {len(found)} seeds"
+        return Paired(differ, len(found), text)
+
+
+class Paired(NamedTuple):
+    """How many pairs of runs differ, of how many, in words."""
+
+    differ: int
+    pairs: int
+    text: str
+
+
+def mean_of(values):
+    return sum(values) / len(values)
+
+
+def _interval(one, other):
+    """The 95 % confidence interval of the difference of two means, variances not assumed equal (Welch)."""
+    if len(set(one)) == len(set(other)) == 1:
+        return (one[0] - other[0],) * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy's, where all values of one side are equal
+        return tuple(map(float, stats.ttest_ind(one, other, equal_var=False).confidence_interval(CONFIDENCE)))
+
+
+def interval_of_mean(values):
+    """The 95 % confidence interval of a mean."""
+    if len(set(values)) == 1:
+        return values[0], values[0]
+    return tuple(map(float, stats.ttest_1samp(values, 0).confidence_interval(CONFIDENCE)))
+
+
+def counts(ours, theirs=None):
+    """The numbers of runs in words."""
+    if theirs is None:
+        return "one run" if len(ours) == 1 else f"{len(ours)} runs"
+    if len(ours) == len(theirs):
+        return f"{counts(ours)} each"
+    return f"{len(ours)} and {len(theirs)} runs"
+
+
+def verdict(checks):
+    """What checks amount to.
+
+    Reproduced: all that are decisive hold, each by two runs a net or more, and none fails. Partly: some hold, but by
+    single runs, or with others missing, unclear or failed. Not reproduced: some fail, none hold.
+    Inconclusive: none hold or fail. Not attempted: all miss their runs, or there is none.
+    """
+    counted = [check for check in checks if check.decisive or check.outcome == "fails"]
+    outcomes = {check.outcome for check in counted}
+    if not outcomes - {"missing"}:
+        return "not attempted"
+    if "holds" not in outcomes:
+        return "not reproduced" if "fails" in outcomes else "inconclusive"
+    sure = all(check.runs is None or check.runs > 1 for check in counted)
+    return "reproduced" if outcomes == {"holds"} and sure else "partly"

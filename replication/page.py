@@ -1,0 +1,168 @@
+"""The scorecard for people: its page, its table in the README, and what both say at the top."""
+
+import base64
+import os
+import re
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup, escape
+
+from replication.comparisons import VERDICTS
+from replication.paper import CLAIMS, TABLE_6
+from replication.report import errors
+from replication.runs import in_words, json_text, write
+from replication.verdicts import THEIRS
+
+ROOT = Path(__file__).parent.parent  # of the source tree: README and notebooks lie there
+MARKS = ("<!-- scorecard -->", "<!-- /scorecard -->")
+
+
+def summary(card, records):
+    """What a scorecard says at a glance: a dict.
+
+    answer: a sentence on the paper's own conditions, since runs under others say nothing on its numbers;
+    claims: {number: {conditions: verdict}}, first under the paper's;
+    runs: for each set of conditions the number of runs and nets, hours of training, hardware, verdicts in words.
+    """
+    seen = readable(card)
+    tested = card[card["verdict"] != "not attempted"]
+    claims = {row[0]: dict(zip(seen.columns[2:], row[2:], strict=True)) for row in seen.to_numpy().tolist()}
+    alike = tested[tested["as_paper"]]
+    answer = f"Not yet: none of the paper's {len(CLAIMS)} claims was tested under its own conditions."
+    if len(alike):
+        answer = f"Under its own conditions, {_counted(alike)} of {len(CLAIMS)} claims."
+    runs = _runs(records)
+    for row in runs:
+        row["found"] = _counted(tested[tested["conditions"] == row["conditions"]])
+    return {"answer": answer, "claims": claims, "runs": runs}
+
+
+def _counted(rows):
+    counts = rows["verdict"].value_counts()
+    return ", ".join(f"{counts[each]} {each}" for each in VERDICTS if each in counts) or "no claim tested"
+
+
+def _runs(records):
+    groups = {}
+    for record in records:
+        groups.setdefault(in_words(record.conditions), []).append(record)
+    rows = []
+    for conditions, members in groups.items():
+        machines = dict.fromkeys(_machine(record.environment) for record in members)
+        hours = sum(record.summary["seconds"] for record in members) / 3600
+        nets = len({record.net for record in members})
+        row = {"conditions": conditions, "runs": len(members), "nets": nets, "hours": round(hours, 2)}
+        rows.append(row | {"hardware": ", ".join(machines)})
+    return rows
+
+
+def _machine(environment):
+    if environment["device"] != "cpu":
+        return environment["device"]
+    return f"{environment['processor']}, {environment['cores']} cores"
+
+
+def distances(records):
+    """Ours beside Table 6, as far as it was run under the paper's conditions: a row for each of its nets.
+
+    Errors are in percent, distances in points; ours are the mean and the standard deviation over n runs.
+    """
+    table = errors(records, TABLE_6.errors)
+    table = table[table["net"].isin(list(TABLE_6.errors)) & (table["comparable"] | (table["n"] == 0))]
+    rows = []
+    for net, paper in TABLE_6.errors.items():
+        found = table[(table["net"] == net) & (table["n"] > 0)]
+        for row in found.itertuples():
+            ours = {"ours": row.test_error, "std": row.test_error_std, "n": row.n, "precision": row.precision}
+            rows.append({"net": net, "paper": paper} | ours | {"distance": row.test_error - paper})
+        if found.empty:
+            rows.append({"net": net, "paper": paper, "n": 0})
+    columns = ["net", "paper", "ours", "std", "distance", "n", "precision"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def readable(card):
+    """The scorecard for the eye: a row for each claim, a column for each set of conditions, the paper's first."""
+    card = card.assign(place=card["place"].where(~card["as_paper"], THEIRS))
+    places = [THEIRS, *card["place"][~card["as_paper"]].unique()]
+    shown = card.groupby(["claim", "name", "place"], sort=False)["verdict"].agg(" / ".join).unstack()
+    return shown.reindex(columns=places).fillna("–").reset_index().rename(columns={"claim": "", "name": "claim"})
+
+
+def markdown(card):
+    """``readable`` as a table in Markdown."""
+    shown = readable(card)
+    aligned = ["right"] + ["left"] * (shown.shape[1] - 1)
+    return shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
+
+
+def save(card, records, folder, figures=()):
+    """Write ``scorecard.json``, ``table.csv`` and ``.md`` and the page ``index.html``, which embeds the figures.
+
+    figures: {caption: name}, of figures that ``report.save_figure`` wrote to the same folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    said, rows, seen = summary(card, records), card.to_dict("records"), readable(card)
+    told = {"summary": said, "table_6": _plain(distances(records)), "verdicts": rows}
+    write(folder / "scorecard.json", json_text(told))
+    write(folder / "table.csv", _flat(card).to_csv(index=False, lineterminator="\n"))
+    write(folder / "table.md", markdown(card) + "\n")
+    for row in rows:
+        row["conditions"] = (
+            f"{THEIRS}: {row['conditions']}" if row["as_paper"] and row["records"] else row["conditions"]
+        )
+    by_claim = {number: [row for row in rows if row["claim"] == number] for number in CLAIMS}
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
+    template = environment.from_string((Path(__file__).parent / "page.html").read_text())
+    text = template.render(
+        summary=said,
+        places=list(seen.columns[2:]),
+        matrix=seen.to_numpy().tolist(),
+        claims=[found[0] for found in by_claim.values()],
+        rows=by_claim,
+        distances=distances(records).to_dict("records"),
+        deviations=deviations(),
+        figures={caption: _picture(folder / f"{name}.svg") for caption, name in dict(figures).items()},
+        notebooks=Path(os.path.relpath(ROOT / "notebooks", folder)).as_posix(),
+        runs="../runs",
+    )
+    write(folder / "index.html", text)
+
+
+def _plain(table):
+    """A table as json can hold it: None where a cell is empty."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def _flat(card):
+    """The scorecard with its lists and dicts as text."""
+    nets = [", ".join(f"{net}: {count}" for net, count in counts.items()) for counts in card["nets"]]
+    return card.assign(found=card["found"].map(" ".join), nets=nets, records=card["records"].map(" ".join))
+
+
+def _picture(path):
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def deviations():
+    """What differs from the paper, from the README, as HTML; empty where the package was installed without it."""
+    path = ROOT / "README.md"
+    if not path.exists():
+        return []
+    section = path.read_text().partition("## What differs from the paper, and why")[2].partition("\n## ")[0]
+    items = [" ".join(item.split()) for item in re.findall(r"^- (.+(?:\n  .+)*)", section, re.M)]
+    texts = [str(escape(item)) for item in items]
+    texts = [re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", re.sub(r"`(.+?)`", r"<code>\1</code>", text)) for text in texts]
+    return [Markup(text) for text in texts]
+
+
+def update_readme(card, path=ROOT / "README.md"):
+    """Put the scorecard's table into the README, between its marks. Raises ValueError where these are missing."""
+    before, begin, rest = path.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
+        raise ValueError(f"{path} has no place for the scorecard: mark one by {MARKS[0]} and {MARKS[1]}")
+    write(path, f"{before}{begin}\n\n{markdown(card)}\n\n{end}{after}")

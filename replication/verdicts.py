@@ -1,0 +1,298 @@
+"""Which of the paper's claims were reproduced: criteria that are fixed here, applied to the records alone.
+
+Each criterion is a function with its words as docstring; it gives the checks of a claim for the runs of one set of
+conditions. ``comparisons.verdict`` says what checks amount to.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pandas as pd
+
+from replication.comparisons import (
+    BEGINNING,
+    EARLY,
+    RESIDUAL_SIZE,
+    RESPONSE,
+    TEST,
+    TRAINING,
+    WARMUP,
+    Check,
+    Group,
+    counts,
+    gradient_gain,
+    interval_of_mean,
+    mean_of,
+    verdict,
+)
+from replication.paper import CLAIMS, MULTIPLY_ADDS, TABLE_2, TABLE_6, WARMED_UP
+from replication.runs import in_short, in_words
+
+LEAST_VARIANCE = 0.01  # of what enters a layer; what leaves a ReLU has 0.34 behind batch norm as it is initialized
+EXTREME = (
+    100  # times: gradients of the first layers that much smaller than of the last vanish, that much larger explode
+)
+PLAIN = {"cifar": (20, 32, 44, 56), "imagenet": (18, 34)}
+RESIDUAL = {"cifar": (20, 32, 44, 56, 110), "imagenet": (18, 34)}
+THEIRS = "the paper's conditions"
+FULL = {"cifar": TABLE_6.conditions, "imagenet": TABLE_2.conditions}
+
+
+def degradation(group):
+    """The deepest plain net has the higher training error than the shallowest; no deeper net a clearly lower one."""
+    return group.by_depth("plain", PLAIN[group.family], TRAINING, falling=False)
+
+
+def deeper_is_better(group):
+    """The deepest residual net has lower test and training errors than the shallowest, no deeper one clearly higher."""
+    depths = RESIDUAL[group.family]
+    return [check for error in (TEST, TRAINING) for check in group.by_depth("resnet", depths, error, falling=True)]
+
+
+def residual_beats_plain(group):
+    """The residual net has a lower test error than the plain net, at the greatest depth run; parameters are equal."""
+    plain, residual = group.pair(PLAIN[group.family][1:])
+    return [group.lower(residual, plain), group.equal(residual, plain, "parameters")]
+
+
+def shallow_converges_faster(group):
+    """Test errors differ by a point at most; the residual net has the lower training error in the first third."""
+    plain, residual = group.pair(PLAIN[group.family][:1])
+    return [group.alike(residual, plain), group.lower(residual, plain, EARLY)]
+
+
+def nothing_vanishes(group):
+    """At every measurement of every run of the deepest plain net, what enters its 3x3 layers has variances of 0.01 or
+    more, and gradients of the first five are neither 100 times smaller nor 100 times larger than of the last five.
+    """
+    net, _ = group.pair(PLAIN[group.family][1:])
+    tables = group.layers(net)
+    if not tables:
+        return [group.missing("layers", net)]
+    least = min(table.loc[table["kind"] == "3x3 conv", "signal_variance"].min() for table in tables)
+    gains = pd.concat([gradient_gain(table) for table in tables])
+    low, high, n = gains.min(), gains.max(), len(tables)
+    first = f"gradients of the first five 3x3 layers of {net}"
+    found = [
+        (least >= LEAST_VARIANCE, f"what enters a 3x3 layer of {net} has a variance of {least:.2g} at least"),
+        (low >= 1 / EXTREME, f"{first} are at least {low:.2g} times as large as of the last five"),
+        (high <= EXTREME, f"{first} are at most {high:.3g} times as large as of the last five"),
+    ]
+    return [Check("holds" if good else "fails", f"{text} ({counts(tables)})", n, (net,)) for good, text in found]
+
+
+def shortcuts_alike(group):
+    """A, B and C each have a lower test error than the plain net; B has no clearly higher one than A, nor C than B;
+    A and C differ by no more than half of what A gains over the plain net.
+    """
+    nets = max(
+        (
+            (f"plain-{depth}", f"resnet-{depth}", f"resnet-{depth}-B", f"resnet-{depth}-C")
+            for depth in PLAIN[group.family]
+        ),
+        key=lambda nets: sum(net in group.records for net in nets),
+    )
+    plain, a, b, c = nets
+    gain = max(0, group.mean(plain, TEST) - group.mean(a, TEST)) if {plain, a} <= set(group.records) else 0
+    return [
+        *(group.lower(net, plain) for net in (a, b, c)),
+        group.lower(b, a, decisive=False),
+        group.lower(c, b, decisive=False),
+        group.alike(a, c, within=gain / 2),
+    ]
+
+
+def deeper_than_34(group):
+    """50, 101 and 152 layers each have a lower test error than 34; 101 than 50 and 152 than 101 no clearly higher one;
+    152 layers have fewer multiply-adds than VGG-16.
+    """
+    if group.family != "imagenet":
+        return []
+    checks = [group.lower(f"resnet-{depth}", "resnet-34") for depth in (50, 101, 152)]
+    checks += [
+        group.lower(f"resnet-{deep}", f"resnet-{less}", decisive=False) for less, deep in ((50, 101), (101, 152))
+    ]
+    for record in group.records.get("resnet-152", ())[:1]:
+        cost, vgg = record.summary["multiply_adds"], MULTIPLY_ADDS["VGG-16"]
+        text = f"resnet-152 has {cost:,} multiply-adds, VGG-16 {vgg:,.0f}"
+        checks.append(Check("holds" if cost < vgg else "fails", text, None, ("resnet-152",)))
+    return checks
+
+
+def warmed_up(group):
+    """ResNet-110's warm-up ends within a tenth of training; without it, the error takes longer to fall below 90 %, and
+    the test error differs by a point at most; as in the paper, its mean is within half a point of 6.61 %.
+    """
+    if group.family != "cifar":
+        return []
+    net, cold = "resnet-110", "resnet-110 without warm-up"
+    checks = [group.lower(net, cold, BEGINNING), group.alike(net, cold)]
+    lengths = group.values(net, WARMUP)
+    if lengths:
+        good = max(lengths) <= group.conditions["iterations"] / 10
+        text = f"the warm-up of {net} took {max(lengths):,.0f} iterations at most ({counts(lengths)})"
+        checks.insert(0, Check("holds" if good else "fails", text, len(lengths), (net,)))
+    if lengths and _as_paper(group):
+        errors, (paper, deviation) = group.values(net, TEST), WARMED_UP
+        low, high = (end - paper for end in interval_of_mean(errors))
+        inside, outside = max(abs(low), abs(high)) <= 0.5, low > 0.5 or high < -0.5
+        text = f"{net} has a test error of {mean_of(errors):.2f} %, the paper's {paper} ± {deviation}"
+        outcome = "holds" if inside else "fails" if outside else "unclear"
+        checks.append(Check(outcome, f"{text} ({counts(errors)})", len(errors), (net,)))
+    return checks
+
+
+def overfitting(group):
+    """ResNet-1202 has a training error below 0.1 % in every run, and a higher test error than ResNet-110."""
+    if group.family != "cifar":
+        return []
+    net, errors = "resnet-1202", group.values("resnet-1202", TRAINING)
+    checks = [group.lower("resnet-110", net)]
+    if errors:
+        text = f"{net} has a training error of {max(errors):.2f} % at most ({counts(errors)})"
+        checks.insert(0, Check("holds" if max(errors) < 0.1 else "fails", text, len(errors), (net,)))
+    return checks
+
+
+def responses_are_smaller(group):
+    """The mean response of ResNet-20 is lower than plain-20's, ResNet-56's than plain-56's; of ResNet-56 than of
+    ResNet-20, and of ResNet-110 than of ResNet-56. Relative to the shortcuts, residual functions are not clearly larger
+    in the deeper net.
+    """
+    if group.family != "cifar":
+        return []
+    pairs = [
+        ("resnet-20", "plain-20"),
+        ("resnet-56", "plain-56"),
+        ("resnet-56", "resnet-20"),
+        ("resnet-110", "resnet-56"),
+    ]
+    checks = [group.lower(*pair, RESPONSE) for pair in pairs]
+    return checks + [group.lower(*pair, RESIDUAL_SIZE, decisive=False) for pair in pairs[2:]]
+
+
+def shortcuts_are_free(group):
+    """A plain and a residual net of equal depth have as many parameters and multiply-adds, while a shortcut passes
+    something on in every block.
+    """
+    plain, residual = group.pair(PLAIN[group.family])
+    checks = [group.equal(residual, plain, name) for name in ("parameters", "multiply_adds")]
+    tables = group.layers(residual)
+    if not tables:
+        return [*checks, group.missing("layers", residual)]
+    start = tables[0][tables[0]["iteration"] == 0]
+    blocks, open_ones = start["name"].str.extract(r"(layer\d+\.\d+)")[0].nunique(), int(start["residual_ratio"].count())
+    text = f"in {open_ones} of {blocks} blocks of {residual} a shortcut passes something on"
+    return [*checks, Check("holds" if open_ones == blocks else "fails", text, None, (residual,))]
+
+
+def ensemble_wins(group):
+    """The ensemble has a lower top-5 error, at five scales, than each of its members."""
+    found = group.evaluations.get("ensemble", {})
+    own = {record.run.id: record for records in group.records.values() for record in records}
+    members = [own.get(name) for name in found.get("members") or ()]
+    scores = [member.evaluation.get("multi-scale", {}).get("top5") for member in members if member is not None]
+    together = found.get("multi-scale", {}).get("top5")
+    if not members or None in (*members, *scores, together):
+        return []
+    text = (
+        f"the ensemble of {len(members)} nets has a top-5 error of {together:.2f} %, "
+        f"its best member {min(scores):.2f} % (one run each)"
+    )
+    nets = tuple(member.net for member in members)
+    return [Check("holds" if together < min(scores) else "fails", text, 1, nets)]
+
+
+def detection(group):
+    """None: detectors are not trained here."""
+    return []
+
+
+class Judge(NamedTuple):
+    """What gives the checks of a claim for a ``Group``, its docstring being the criterion; the notebook of its runs."""
+
+    checks: Callable
+    notebook: str  # "" for none
+
+    @property
+    def criterion(self):
+        return " ".join(self.checks.__doc__.split())
+
+
+JUDGES = {
+    1: Judge(degradation, "2_plain_vs_residual"),
+    2: Judge(deeper_is_better, "3_cifar_depths"),
+    3: Judge(residual_beats_plain, "2_plain_vs_residual"),
+    4: Judge(shallow_converges_faster, "6_imagenet"),
+    5: Judge(nothing_vanishes, "5_layer_responses"),
+    6: Judge(shortcuts_alike, "4_shortcuts"),
+    7: Judge(deeper_than_34, "6_imagenet"),
+    8: Judge(warmed_up, "3_cifar_depths"),
+    9: Judge(overfitting, "3_cifar_depths"),
+    10: Judge(responses_are_smaller, "5_layer_responses"),
+    11: Judge(shortcuts_are_free, "1_architectures"),
+    12: Judge(ensemble_wins, "6_imagenet"),
+    13: Judge(detection, ""),
+}
+
+
+def scorecard(records, evaluations=None):
+    """Judge every claim of ``paper.CLAIMS``: a DataFrame with a row for each claim and set of conditions.
+
+    records: finished runs of whatever conditions; rehearsals are left out. evaluations: as of
+    ``evaluate.evaluations``, for the ensemble. Runs under different conditions are judged separately: first those under
+    the paper's own (``as_paper``), which every claim has a row of, attempted or not, then others that say something.
+    Columns: claim (number), name, section, statement, printed, comparison, criterion, notebook, as_paper, conditions
+    (in words), place (the same in short), verdict (one of ``VERDICTS``), found (sentences), nets (name: number of
+    runs), records (their ids).
+    """
+    groups = {}
+    for record in records:
+        if record.run.recipe != "rehearsal":
+            groups.setdefault(tuple(record.conditions.items()), []).append(record)
+    groups = [Group(members, evaluations or {}) for members in groups.values()]
+    short = [in_short(group.conditions) for group in groups]
+    places = [
+        name if short.count(name) == 1 else in_words(group.conditions)
+        for name, group in zip(short, groups, strict=True)
+    ]
+    rows = []
+    for number, claim in CLAIMS.items():
+        judge = JUDGES[number]
+        given = {"claim": number, "name": claim.name, "section": claim.section, "statement": claim.statement}
+        given |= {"printed": claim.printed, "comparison": claim.comparison}
+        given |= {"criterion": judge.criterion, "notebook": judge.notebook}
+        judged = [(group, place, judge.checks(group)) for group, place in zip(groups, places, strict=True)]
+        judged = [found for found in judged if verdict(found[-1]) != "not attempted"]
+        alike = [_as_paper(group) and group.family in claim.families for group, *_ in judged]
+        if not any(alike):
+            rows.append(given | _not_attempted(claim))
+        for (group, place, checks), as_paper in sorted(zip(judged, alike, strict=True), key=lambda found: not found[1]):
+            told = [check for check in checks if check.decisive or check.outcome != "missing"]
+            nets = {net: len(group.records[net]) for check in told for net in check.nets}
+            ids = [record.run.id for net in nets for record in group.records[net]]
+            found = list(dict.fromkeys(_sentence(check.text) for check in told))
+            row = {"as_paper": as_paper, "conditions": in_words(group.conditions), "place": place}
+            row |= {"verdict": verdict(checks)}
+            rows.append(given | row | {"found": found, "nets": nets, "records": ids})
+    return pd.DataFrame(rows)
+
+
+def _sentence(text):
+    text = text.replace("resnet-", "ResNet-")
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _as_paper(group):
+    return FULL[group.family].items() <= group.conditions.items()
+
+
+def _not_attempted(claim):
+    names = [in_words({"precision": "any precision"} | FULL[family]) for family in claim.families]
+    found = (
+        [f"There is no run under the paper's conditions: {' or '.join(names)}."]
+        if names
+        else ["Detectors are not trained here."]
+    )
+    row = {"as_paper": True, "conditions": THEIRS, "place": THEIRS, "verdict": "not attempted", "found": found}
+    return row | {"nets": {}, "records": []}
