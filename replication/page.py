@@ -1,6 +1,7 @@
 """The scorecard for people: its page, its table in the README, and what both say at the top."""
 
 import base64
+import json
 import os
 import re
 from pathlib import Path
@@ -9,14 +10,27 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
+from replication import responses
 from replication.comparisons import VERDICTS
-from replication.paper import CLAIMS, TABLE_6
-from replication.report import errors
-from replication.runs import in_words, json_text, write
+from replication.paper import CLAIMS, FIGURE_7, TABLE_6
+from replication.report import KINDS, errors, figure_6, save_figure
+from replication.runs import all_finished, in_words, json_text, write
 from replication.verdicts import THEIRS
 
 ROOT = Path(__file__).parent.parent  # of the source tree: README and notebooks lie there
+DATA = {
+    "digits": "scikit-learn's handwritten digits, 8x8 pixels",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "imagenet": "ImageNet",
+}
 MARKS = ("<!-- scorecard -->", "<!-- /scorecard -->")
+
+
+def everything(results="results"):
+    """All records of a folder, and the errors of ensembles and of others' weights that ``6_imagenet`` left there."""
+    path = Path(results) / "6_imagenet" / "evaluations.json"
+    return all_finished(results), json.loads(path.read_text()) if path.exists() else {}
 
 
 def summary(card, records):
@@ -39,6 +53,11 @@ def summary(card, records):
     return {"answer": answer, "claims": claims, "runs": runs}
 
 
+def runs_table(card, records):
+    """What was run: a row for each set of conditions, with its verdicts."""
+    return pd.DataFrame(summary(card, records)["runs"])
+
+
 def _counted(rows):
     counts = rows["verdict"].value_counts()
     return ", ".join(f"{counts[each]} {each}" for each in VERDICTS if each in counts) or "no claim tested"
@@ -53,7 +72,8 @@ def _runs(records):
         machines = dict.fromkeys(_machine(record.environment) for record in members)
         hours = sum(record.summary["seconds"] for record in members) / 3600
         nets = len({record.net for record in members})
-        row = {"conditions": conditions, "runs": len(members), "nets": nets, "hours": round(hours, 2)}
+        data = DATA.get(members[0].run.dataset, "a folder of images")
+        row = {"conditions": conditions, "data": data, "runs": len(members), "nets": nets, "hours": round(hours, 2)}
         rows.append(row | {"hardware": ", ".join(machines)})
     return rows
 
@@ -98,10 +118,55 @@ def markdown(card):
     return shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
 
 
-def save(card, records, folder, figures=()):
-    """Write ``scorecard.json``, ``table.csv`` and ``.md`` and the page ``index.html``, which embeds the figures.
+def listing(card, folder):
+    """The claims one by one in Markdown: criteria, verdicts, what was found; links are those from ``folder``."""
+    notebooks, lines = _notebooks(folder), []
+    for number, rows in card.groupby("claim", sort=False):
+        first = rows.iloc[0]
+        lines += [f"### {number}. {first['name']}", f"{first['statement']} (Section {first['section']})"]
+        lines.append(f"The paper: {first['printed']}. Criterion: {first['criterion']}")
+        if first["notebook"]:
+            lines[-1] += f" Notebook: [{first['notebook']}]({notebooks}/{first['notebook']}.ipynb)."
+        for row in rows.itertuples():
+            records = ", ".join(f"[{name}](../runs/{name}/summary.json)" for name in row.records)
+            lines.append(
+                f"- **{row.verdict}**, {row.conditions}: {' '.join(row.found)}"
+                + (f" Records: {records}." * bool(records))
+            )
+    return "\n\n".join(lines)
 
-    figures: {caption: name}, of figures that ``report.save_figure`` wrote to the same folder.
+
+def figures(records, folder):
+    """Error curves, and Fig. 7 where layers were measured, for each set of conditions: written to the folder.
+
+    Returns {caption: file's name without its ending}.
+    """
+    groups, saved = {}, {}
+    for record in records:
+        groups.setdefault(tuple(record.conditions.items()), []).append(record)
+    for number, members in enumerate(groups.values(), start=1):
+        conditions = in_words(members[0].conditions)
+        panels = {words: _in_order(members, kind) for kind, words in KINDS.items()}
+        save_figure(
+            figure_6(members, {words: nets for words, nets in panels.items() if nets}), folder, f"errors_{number}"
+        )
+        saved[f"Training error (dashed) and test error (bold): {conditions}."] = f"errors_{number}"
+        measured = [record for record in members if len(record.layers) and record.net in FIGURE_7]
+        if measured:
+            save_figure(responses.figure_7(measured), folder, f"responses_{number}")
+            saved[f"Standard deviations of layer responses, as Fig. 7: {conditions}."] = f"responses_{number}"
+    return saved
+
+
+def _in_order(records, kind):
+    nets = {record.net: record.run.name.depth for record in records if record.net.startswith(kind)}
+    return sorted(nets, key=lambda net: (nets[net], net))
+
+
+def save(card, records, folder, figures=()):
+    """Write ``scorecard.json``, ``table.csv``, ``table.md`` and the page ``index.html``, which embeds the figures.
+
+    figures: {caption: name}, as of ``figures`` for the same folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +174,7 @@ def save(card, records, folder, figures=()):
     told = {"summary": said, "table_6": _plain(distances(records)), "verdicts": rows}
     write(folder / "scorecard.json", json_text(told))
     write(folder / "table.csv", _flat(card).to_csv(index=False, lineterminator="\n"))
-    write(folder / "table.md", markdown(card) + "\n")
+    write(folder / "table.md", f"{markdown(card)}\n\n{listing(card, folder)}\n")
     for row in rows:
         row["conditions"] = (
             f"{THEIRS}: {row['conditions']}" if row["as_paper"] and row["records"] else row["conditions"]
@@ -124,12 +189,16 @@ def save(card, records, folder, figures=()):
         claims=[found[0] for found in by_claim.values()],
         rows=by_claim,
         distances=distances(records).to_dict("records"),
-        deviations=deviations(),
+        deviations=_items(deviations()),
         figures={caption: _picture(folder / f"{name}.svg") for caption, name in dict(figures).items()},
-        notebooks=Path(os.path.relpath(ROOT / "notebooks", folder)).as_posix(),
+        notebooks=_notebooks(folder),
         runs="../runs",
     )
     write(folder / "index.html", text)
+
+
+def _notebooks(folder):
+    return Path(os.path.relpath(ROOT / "notebooks", folder)).as_posix()
 
 
 def _plain(table):
@@ -148,15 +217,17 @@ def _picture(path):
 
 
 def deviations():
-    """What differs from the paper, from the README, as HTML; empty where the package was installed without it."""
+    """What differs from the paper, and why: a list in Markdown, the README's; empty where that did not come along."""
     path = ROOT / "README.md"
-    if not path.exists():
-        return []
-    section = path.read_text().partition("## What differs from the paper, and why")[2].partition("\n## ")[0]
-    items = [" ".join(item.split()) for item in re.findall(r"^- (.+(?:\n  .+)*)", section, re.M)]
-    texts = [str(escape(item)) for item in items]
-    texts = [re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", re.sub(r"`(.+?)`", r"<code>\1</code>", text)) for text in texts]
-    return [Markup(text) for text in texts]
+    section = path.read_text().partition("## What differs from the paper, and why")[2] if path.exists() else ""
+    return section.partition("\n## ")[0].strip()
+
+
+def _items(text):
+    """The items of a list in Markdown as HTML."""
+    items = [escape(" ".join(item.split())) for item in re.split(r"^- ", text, flags=re.M)[1:]]
+    bold = [re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", item) for item in items]
+    return [Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", item)) for item in bold]
 
 
 def update_readme(card, path=ROOT / "README.md"):

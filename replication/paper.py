@@ -127,6 +127,7 @@ TABLE_3_SHORTCUTS = Published(
     {net: TOP_1.errors[net] for net in ("plain-34", "resnet-34", "resnet-34-B", "resnet-34-C")},
     "paper: top-1 error % of the 34-layer net, ImageNet, 10-crop",
 )
+FIGURE_7 = ("plain-20", "plain-56", "resnet-20", "resnet-56", "resnet-110")
 
 
 class Claim(NamedTuple):

@@ -187,7 +187,7 @@ def save_errors(table, folder, published=TABLE_6, name="table"):
     shown = readable(table, published)
     aligned = ["left", *["right"] * (shown.shape[1] - 1)]
     text = shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
-    _save_table(table, f"{text}\n\n{caution(table)}\n", folder, name)
+    write_table(table, f"{text}\n\n{caution(table)}\n", folder, name)
 
 
 def save_table(table, folder, name="table"):
@@ -196,10 +196,11 @@ def save_table(table, folder, name="table"):
     shown = table.assign(**{column: [_number(value) for value in table[column]] for column in numbers})
     aligned = ["right" if column in numbers else "left" for column in table]
     text = shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
-    _save_table(table, text + "\n", folder, name)
+    write_table(table, text + "\n", folder, name)
 
 
-def _save_table(table, text, folder, name):
+def write_table(table, text, folder, name="table"):
+    """Write all numbers to ``<name>.csv``, the text to ``<name>.md``."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))

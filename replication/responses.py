@@ -5,7 +5,8 @@ import pandas as pd
 import seaborn as sns
 
 from replication.comparisons import gradient_gain, mean_residual, mean_response
-from replication.report import conditions_of
+from replication.report import LOOKS, conditions_of, write_table
+from replication.verdicts import scorecard
 
 
 def table(records):
@@ -61,6 +62,26 @@ def readable(measured):
     return pd.DataFrame(shown)
 
 
+def styled(measured):
+    """``readable`` for a notebook."""
+    return readable(measured).style.hide().set_table_styles(LOOKS)
+
+
+def save_table(measured, folder):
+    """Write a table of ``table``: all numbers to ``table.csv``, ``readable`` to ``table.md``."""
+    text = readable(measured).to_markdown(index=False, disable_numparse=True)
+    write_table(measured, text + "\n", folder)
+
+
+def findings(records):
+    """What the records say on claims 5 and 10: a list of sentences, each claim's verdict first."""
+    card = scorecard(_measured(records))
+    lines = []
+    for row in card[card["claim"].isin((5, 10)) & (card["verdict"] != "not attempted")].itertuples():
+        lines += [f"{row.name}: {row.verdict} ({row.conditions}).", *(f"  {sentence}" for sentence in row.found)]
+    return lines or ["These nets do not decide claims 5 and 10: see paper.CLAIMS for what is compared."]
+
+
 def figure_7(records):
     """Fig. 7: standard deviations of the responses of all 3x3 layers at the end of training.
 
@@ -112,8 +133,13 @@ def signals(records):
 
 
 def residuals(records):
-    """Size of every residual function relative to what its shortcut passes on, at the start and at the end."""
+    """Size of every residual function relative to what its shortcut passes on, at the start and at the end.
+
+    None where no net is residual.
+    """
     layers = _means(records).dropna(subset="residual_ratio")
+    if layers.empty:
+        return None
     with _style():
         figure, panels = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
         _at_start_and_end(panels, layers, "residual_ratio", "F(x) relative to the shortcut", "block", log=False)
