@@ -132,8 +132,7 @@ class Group:
             notes.append(paired.text)
         text = (
             f"{net} has a {measured.name} of {mean_of(ours):.2f}{measured.unit}, "
-            f"{abs(difference):.2f}{measured.points} {'lower' if difference > 0 else 'higher'} than {other} with "
-            f"{mean_of(theirs):.2f}{measured.unit} ({'; '.join(notes)})"
+            f"{_apart(difference, measured)} {other} with {mean_of(theirs):.2f}{measured.unit} ({'; '.join(notes)})"
         )
         outcome = "unclear" if not clear else "holds" if difference > 0 else "fails"
         return Check(outcome, text, runs, (net, other), decisive)
@@ -158,14 +157,14 @@ class Group:
         outcome = "holds" if inside else "fails" if low > within or high < -within else "unclear"
         return Check(outcome, text + ")", runs, (net, other))
 
-    def equal(self, net, other, name):
+    def equal(self, net, other, name, decisive=True):
         """Check that two nets have the same count of something in their summaries."""
         words = name.replace("_", "-")
         if net not in self.records or other not in self.records:
             return self.missing(words, net, other)
         ours, theirs = (self.records[each][0].summary[name] for each in (net, other))
         text = f"{net} has {ours:,} {words}, {other} {'as many' if ours == theirs else f'{theirs:,}'}"
-        return Check("holds" if ours == theirs else "fails", text, None, (net, other))
+        return Check("holds" if ours == theirs else "fails", text, None, (net, other), decisive)
 
     def by_depth(self, kind, wanted, measured, falling):
         """Check the deepest net against the shallowest, and every net against the next one, which is not decisive."""
@@ -215,6 +214,12 @@ class Group:
             return Paired(differ, 1, f"paired test on the same {images:,} images: p = {found[0]:.2g}")
         text = f"paired tests on the same {images:,} images: p < 0.05 for {differ} of {len(found)} seeds"
         return Paired(differ, len(found), text)
+
+
+def _apart(difference, measured):
+    if abs(difference) < 0.005:
+        return "as"
+    return f"{abs(difference):.2f}{measured.points} {'lower' if difference > 0 else 'higher'} than"
 
 
 class Paired(NamedTuple):

@@ -134,7 +134,8 @@ def signals(net, images, labels, precision="float32"):
     for (name, module), gradient in zip(weighted, gradients, strict=True):
         found[name, "gradient_norm"] = gradient.float().norm()
         found[name, "weight_norm"] = module.weight.detach().norm()
-    found |= {(name, "residual_ratio"): sizes[name] / sizes[block] for block, name in ends.items() if name in sizes}
+    seen = {block: name for block, name in ends.items() if {block, name} <= set(sizes)}
+    found |= {(name, "residual_ratio"): sizes[name] / sizes[block] for block, name in seen.items()}
     values = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))  # read back from the device once
     return [
         {"layer": number, "name": name, "kind": _kind(module)}

@@ -1,9 +1,13 @@
+import functools
+import json
+
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-import replication  # noqa: F401 (before torchvision, whose missing ops it declares)
+from replication import Run, finished, measure, runs  # first: it declares ops that torchvision may miss
 
 matplotlib.use("agg")
 
@@ -50,3 +54,44 @@ def photographs(tmp_path):
     """A data folder with the data set "imagenet-small": three classes of photographs."""
     write_photographs(tmp_path / "data" / "imagenet-small")
     return tmp_path / "data"
+
+
+@functools.cache
+def counted(name):
+    """Parameters and multiply-adds of a net."""
+    with torch.device("meta"):
+        net = name.build(10)
+    size = 224 if name.imagenet else 32
+    return {"parameters": measure.parameters(net), "multiply_adds": measure.multiply_adds(net, size)}
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Writes the record of a run whose errors are given, without training it."""
+
+    def write(train_error, test_error, layers=None, predicted=None, rates=(0.1,) * 10, **fields):
+        run = Run(**fields)
+        folder = run.folder(tmp_path)
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(runs.run_text(run, "f"))
+        last = run.settings.iterations
+        history = [
+            {"iteration": round(part * last / 10), "lr": rates[part - 1], "seconds": float(part)}
+            | {"train_error": train_error + 10 - part, "train_loss": 0.5}
+            | {"test_error": test_error + 10 - part if part % 2 == 0 else None, "test_loss": 0.5}
+            for part in range(1, 11)
+        ]
+        (folder / "history.csv").write_text(runs.rows_text(history))
+        if layers is not None:
+            (folder / "layers.csv").write_text(runs.rows_text(layers, (), digits=6))
+        if predicted is not None:
+            rows = [{"label": 0, "predicted": guess} for guess in predicted]
+            (folder / "predictions.csv").write_text(runs.rows_text(rows, ()))
+        environment = {"device": "cpu", "processor": "a processor", "cores": 2}
+        (folder / "environment.json").write_text(json.dumps(environment))
+        summary = {"train_error": train_error, "test_error": test_error, "iterations": last, "seconds": 60.0}
+        summary |= counted(run.name)
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return finished(run, tmp_path)
+
+    return write

@@ -1,36 +1,10 @@
 import itertools
-import json
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
-from replication import Run, finished, measure, models, paper, report, runs
-
-
-@pytest.fixture
-def make(tmp_path):
-    """Writes the record of a run whose errors are given, without training it."""
-
-    def write(train_error, test_error, **fields):
-        run = Run(**fields)
-        folder = run.folder(tmp_path)
-        folder.mkdir(parents=True)
-        (folder / "run.json").write_text(runs.run_text(run, "f"))
-        last = run.settings.iterations
-        history = [
-            {"iteration": round(part * last / 10), "lr": 0.1, "seconds": float(part)}
-            | {"train_error": train_error + 10 - part, "train_loss": 0.5}
-            | {"test_error": test_error + 10 - part if part % 2 == 0 else None, "test_loss": 0.5}
-            for part in range(1, 11)
-        ]
-        (folder / "history.csv").write_text(runs.rows_text(history))
-        summary = {"train_error": train_error, "test_error": test_error, "iterations": last}
-        summary |= {"parameters": measure.parameters(run.name.build(10)), "seconds": 60.0}
-        (folder / "summary.json").write_text(json.dumps(summary))
-        return finished(run, tmp_path)
-
-    return write
+from replication import measure, models, paper, report
 
 
 def test_errors_are_means_and_deviations_over_seeds(make):

@@ -1,0 +1,346 @@
+import math
+
+import pytest
+import torch.nn.functional as F
+
+from replication import Run, comparisons, models, paper, report, runs, trainers, verdicts
+from replication.comparisons import Check
+
+SPREAD = (0.0, 0.2, -0.2, 0.1, -0.1)  # of the errors of five seeds about their mean
+GOOD = {  # training and test errors in the paper's order
+    "plain-20": (2, 9),
+    "plain-32": (3, 10),
+    "plain-44": (5, 12),
+    "plain-56": (8, 13),
+    "resnet-20": (2, 8.75),
+    "resnet-32": (1.3, 7.5),
+    "resnet-44": (1, 7.2),
+    "resnet-56": (0.7, 7),
+    "resnet-110": (0.2, 6.4),
+}
+
+
+@pytest.fixture
+def make_all(make):
+    """Makes runs of several nets: {net: (training error, test error)}, with every seed."""
+
+    def write(errors, seeds=range(5), dataset="cifar10", **fields):
+        return [
+            make(train + SPREAD[seed], test + SPREAD[seed], net=net, dataset=dataset, seed=seed, **fields)
+            for net, (train, test) in errors.items()
+            for seed in seeds
+        ]
+
+    return write
+
+
+def judged(records, number, **options):
+    """Of a claim: the rows of the scorecard."""
+    card = report.scorecard(records, **options)
+    return card[card["claim"] == number]
+
+
+def verdict_of(records, number, **options):
+    row = judged(records, number, **options)
+    assert len(row) == 1
+    return row["verdict"].item()
+
+
+def test_every_claim_of_the_paper_has_a_criterion_and_a_row():
+    assert list(paper.CLAIMS) == list(verdicts.JUDGES) == list(range(1, 14))
+    card = report.scorecard([])
+    assert card["claim"].tolist() == list(range(1, 14))
+    assert (card["verdict"] == "not attempted").all()
+    assert card["criterion"].str.len().min() > 10
+    assert card["found"].map(len).min() == 1
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_clear_effect_over_seeds_is_reproduced(make_all, number):
+    row = judged(make_all(GOOD), number)
+    assert row["verdict"].tolist() == ["reproduced"]
+    assert row["as_paper"].all()
+    assert "5 runs each; 95 % interval" in row["found"].item()[0]
+    assert set(row["nets"].item().values()) == {5}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_no_effect_is_inconclusive(make_all, number):
+    assert verdict_of(make_all(dict.fromkeys(GOOD, (5, 10))), number) == "inconclusive"
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_reversed_effect_is_not_reproduced(make_all, number):
+    swapped = {net: (10 - train, 30 - test) for net, (train, test) in GOOD.items()}
+    assert verdict_of(make_all(swapped), number) == "not reproduced"
+
+
+def test_a_reversal_in_between_makes_it_partly(make_all):
+    assert verdict_of(make_all(GOOD | {"plain-32": (7, 10)}), 1) == "partly"
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_one_seed_is_never_more_than_partly_and_says_so(make_all, number):
+    large = {net: (10 * train, 7 * test) for net, (train, test) in GOOD.items()}
+    row = judged(make_all(large, seeds=[0]), number)
+    assert row["verdict"].tolist() == ["partly"]
+    assert "(one run each)" in row["found"].item()[0]
+    more = make_all({net: large[net] for net in large if net.startswith("plain")}, seeds=[1, 2], schedule=0.5)
+    more += make_all({net: large[net] for net in large if net.startswith("resnet")}, seeds=[1], schedule=0.5)
+    assert judged(more, 3)["verdict"].tolist() == ["not attempted", "partly"]
+
+
+@pytest.mark.parametrize(
+    ("deep", "expected"), [(6.4, "inconclusive"), (6.6, "partly"), (3.6, "inconclusive"), (3.4, "not reproduced")]
+)
+def test_between_single_runs_a_point_and_a_half_says_nothing(make_all, deep, expected):
+    assert verdict_of(make_all({"plain-20": (5, 9), "plain-56": (deep, 10)}, seeds=[0]), 1) == expected
+
+
+def test_mixed_schedules_are_judged_separately(make_all):
+    shallow = make_all({"plain-20": (2, 9)})
+    deep = make_all({net: GOOD[net] for net in ("plain-32", "plain-56")}, schedule=0.1)
+    row = judged(shallow + deep, 1)
+    assert row["verdict"].tolist() == ["not attempted", "partly"]
+    assert row["as_paper"].tolist() == [True, False]
+    assert row["place"].tolist() == ["the paper's conditions", "cifar10, 6,400 iterations"]
+    assert row["nets"].tolist() == [{}, {"plain-32": 5, "plain-56": 5}]
+    assert "Not run: plain-20." in row["found"].iloc[1]
+    both = shallow + deep + make_all({"plain-56": (8, 13)}) + make_all({"plain-20": (9, 9)}, schedule=0.1)
+    assert judged(both, 1)["verdict"].tolist() == ["reproduced", "not reproduced"]
+
+
+def test_other_data_are_judged_separately(make_all):
+    records = make_all(GOOD) + make_all(GOOD, dataset="cifar10-jpeg") + make_all(GOOD, recipe="note")
+    row = judged(records, 1)
+    assert row["as_paper"].tolist() == [True, False, False]
+    assert row["conditions"].nunique() == row["place"].nunique() == 3
+
+
+def test_missing_nets_are_named(make_all):
+    row = judged(make_all({net: error for net, error in GOOD.items() if net != "resnet-110"}), 2)
+    assert row["verdict"].tolist() == ["partly"]
+    assert "Not run: ResNet-110." in row["found"].item()
+    assert verdict_of(make_all({"resnet-20": (2, 9)}, schedule=0.5), 2) == "not attempted"
+
+
+def test_a_rehearsal_is_no_evidence(make_all):
+    nets = {"plain-18": (1, 5), "plain-34": (50, 60)}
+    records = make_all(nets, dataset="imagenet-rehearsal")
+    assert (report.scorecard(records)["verdict"] == "not attempted").all()
+
+
+@pytest.mark.parametrize(
+    ("checks", "expected"),
+    [
+        ([], "not attempted"),
+        ([("missing", None)], "not attempted"),
+        ([("holds", 2), ("holds", 5), ("holds", None)], "reproduced"),
+        ([("holds", 2), ("holds", 1)], "partly"),
+        ([("holds", 2), ("missing", None)], "partly"),
+        ([("holds", 2), ("unclear", 2)], "partly"),
+        ([("holds", 2), ("fails", 2)], "partly"),
+        ([("fails", 2), ("unclear", 2)], "not reproduced"),
+        ([("fails", 2), ("missing", None)], "not reproduced"),
+        ([("unclear", 2), ("missing", None)], "inconclusive"),
+    ],
+)
+def test_what_checks_amount_to(checks, expected):
+    checks = [Check(outcome, "", count) for outcome, count in checks]
+    assert comparisons.verdict(checks) == expected
+    unheard = [Check(outcome, "", 1, decisive=False) for outcome in ("holds", "unclear", "missing")]
+    assert comparisons.verdict(checks + unheard) == expected
+
+
+def test_an_interval_is_that_of_other_software():
+    """Of R's t.test and statsmodels, which agree on this example."""
+    one, other = [float(number) for number in range(10, 21)], [20 + number / 2 for number in range(13)]
+    assert comparisons._interval(one, other) == pytest.approx((-10.414599391793885, -5.5854006082061138))
+    assert comparisons._interval([1.0, 1.0], [0.5, 0.5]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(("only_one", "only_other"), [(9, 1), (6, 2), (0, 0), (30, 10)])
+def test_predictions_of_the_same_images_are_compared_by_mcnemars_test(make, only_one, only_other):
+    right_and_wrong = [0] * 50 + [1] * 10
+    one = make(5, 5, predicted=right_and_wrong + [0] * only_one + [1] * only_other, net="resnet-56")
+    other = make(
+        5, 5 + only_one - only_other, predicted=right_and_wrong + [1] * only_one + [0] * only_other, net="plain-56"
+    )
+    total = only_one + only_other
+    tail = sum(math.comb(total, count) for count in range(max(only_one, only_other), total + 1)) / 2**total
+    value = min(1, 2 * tail)
+    row = judged([one, other], 3).iloc[-1]
+    assert f"paired test on the same {60 + total} images: p = {value:.2g})" in row["found"][0]
+    assert row["verdict"] == ("partly" if value < 0.05 else "inconclusive")
+
+
+def test_predictions_of_other_images_are_not_compared(make):
+    records = [make(5, 5, predicted=[0] * 9, net="resnet-56"), make(5, 9, predicted=[0] * 8, net="plain-56")]
+    assert "paired" not in judged(records, 3).iloc[-1]["found"][0]
+
+
+def layers(first, last, response=1.0, variance=0.3, open_blocks=True, count=20):
+    """Rows of layers.csv: gradients go evenly from the first to the last 3x3 layer, at the start and at the end."""
+    return [
+        {
+            "iteration": iteration,
+            "layer": layer,
+            "name": f"layer1.{(layer - 1) // 2}.conv{(layer - 1) % 2 + 1}",
+            "kind": "3x3 conv",
+        }
+        | {"response_std": response, "signal_variance": variance, "weight_norm": 1.0}
+        | {"gradient_norm": first * (last / first) ** ((layer - 1) / (count - 1))}
+        | {"residual_ratio": 0.5 if open_blocks and layer % 2 == 0 else None}
+        for iteration in (0, 64_000)
+        for layer in range(1, count + 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "variance", "expected"),
+    [
+        (3.0, 1.0, 0.3, "reproduced"),
+        (1e-4, 1.0, 0.3, "partly"),  # vanish
+        (1e4, 1.0, 0.3, "partly"),  # explode
+        (1e-4, 1.0, 0.001, "partly"),
+    ],
+)
+def test_vanishing_and_exploding_gradients_are_seen(make, first, last, variance, expected):
+    records = [
+        make(8, 9, layers=layers(first, last, variance=variance), net="plain-34", dataset="imagenet", seed=seed)
+        for seed in (0, 1)
+    ]
+    row = judged(records, 5)
+    assert row["verdict"].tolist() == [expected]
+    assert row["as_paper"].all()
+    fails = [
+        text
+        for text, good in zip(row["found"].item(), (variance > 0.01, first > 1e-3, first < 1e3), strict=True)
+        if not good
+    ]
+    assert len(fails) == (expected != "reproduced") + (variance < 0.01)
+
+
+def test_gains_are_ratios_of_geometric_means(make):
+    record = make(8, 9, layers=layers(1e4, 1.0, count=12), net="plain-56")
+    gains = comparisons.gradient_gain(record.layers)
+    # Norms fall by equal factors; from the third of twelve layers to the tenth are seven of eleven steps.
+    assert gains.tolist() == pytest.approx([1e4 ** (7 / 11)] * 2, rel=1e-4)
+
+
+def test_smaller_responses_are_reproduced_and_larger_ones_not(make):
+    responses = {"plain-20": 2.0, "plain-56": 2.5, "resnet-20": 1.0, "resnet-56": 0.8, "resnet-110": 0.6}
+    records = [
+        make(8, 9, layers=layers(1, 1, response + SPREAD[seed] / 10), net=net, dataset="cifar10", seed=seed)
+        for net, response in responses.items()
+        for seed in range(3)
+    ]
+    assert verdict_of(records, 10) == "reproduced"
+    swapped = [
+        make(8, 9, layers=layers(1, 1, 3 - response + SPREAD[seed] / 10), net=net, dataset="cifar100", seed=seed)
+        for net, response in responses.items()
+        for seed in range(3)
+    ]
+    assert judged(swapped, 10)["verdict"].tolist() == ["not attempted", "not reproduced"]
+
+
+def test_what_is_counted_needs_no_second_seed(make):
+    for dataset, open_blocks, expected in (("cifar10", True, "reproduced"), ("cifar100", False, "partly")):
+        records = [
+            make(8, 9, layers=layers(1, 1, open_blocks=open_blocks), net=net, dataset=dataset)
+            for net in ("plain-20", "resnet-20")
+        ]
+        assert judged(records, 11)["verdict"].tolist()[-1] == expected
+    assert judged(records[:1], 11)["verdict"].tolist() == ["not attempted"]
+
+
+SHORTCUTS = {"plain-34": (9, 28.54), "resnet-34": (9, 25.03), "resnet-34-B": (9, 24.52), "resnet-34-C": (9, 24.19)}
+
+
+def test_shortcuts_as_in_the_paper_are_reproduced(make_all):
+    assert verdict_of(make_all(SHORTCUTS, dataset="imagenet"), 6) == "reproduced"
+    worse = make_all(SHORTCUTS | {"resnet-34-B": (9, 27)}, dataset="imagenet", precision="bfloat16")
+    assert verdict_of(worse, 6) == "partly"
+
+
+def test_essential_projections_are_seen(make_all):
+    errors = SHORTCUTS | {"resnet-34": (9, 28), "resnet-34-B": (9, 20), "resnet-34-C": (9, 20)}
+    row = judged(make_all(errors, dataset="imagenet"), 6)
+    assert row["verdict"].tolist() == ["partly"]
+    assert "ResNet-34 has a test error of 28.00 %, ResNet-34-C of 20.00 %, 8.00 points apart" in row["found"].item()[-1]
+
+
+def test_deeper_bottlenecks_are_judged_against_34_layers(make_all):
+    nets = {"resnet-34": (9, 25.03), "resnet-50": (9, 22.85), "resnet-101": (9, 21.75), "resnet-152": (9, 21.43)}
+    row = judged(make_all(nets, dataset="imagenet"), 7)
+    assert row["verdict"].tolist() == ["reproduced"]
+    assert "VGG-16 15,300,000,000" in row["found"].item()[-1]
+    worse = make_all(nets | {"resnet-152": (9, 24)}, dataset="imagenet", seeds=range(4), precision="bfloat16")
+    assert verdict_of(worse, 7) == "partly"  # degradation beyond 101 layers
+
+
+def test_the_warm_up_is_judged_against_runs_without(make):
+    def runs_of(test_error, lead, **fields):
+        return [
+            make(
+                0.2 + lead,
+                test_error + SPREAD[seed],
+                rates=[0.01] * lead + [0.1] * (10 - lead),
+                net="resnet-110",
+                dataset="cifar10",
+                seed=seed,
+                **fields,
+            )
+            for seed in range(5)
+        ]
+
+    warm = runs_of(6.6, 1)
+    row = judged(warm, 8)
+    assert row["verdict"].tolist() == ["partly"]
+    assert row["found"].item()[0] == "The warm-up of ResNet-110 took 6,400 iterations at most (5 runs)."
+    assert "6.60 %, the paper's 6.61 ± 0.16 (5 runs)" in row["found"].item()[-1]
+    cold = [
+        make(84 + SPREAD[seed], 6.7 + SPREAD[seed], net="resnet-110", dataset="cifar10", seed=seed, warmup=False)
+        for seed in range(5)
+    ]  # its training error falls below 90 % in the fourth of ten rows, with the warm-up in the first
+    assert verdict_of(warm + cold, 8) == "reproduced"
+    assert judged(warm + cold, 2)["nets"].tolist() == [{}]  # not mixed into the other claims
+
+
+def test_overfitting_needs_a_low_training_error_and_a_higher_test_error(make_all):
+    nets = {"resnet-110": (0.5, 6.43), "resnet-1202": (-0.15, 7.93)}  # the spread is 0.2 at the most
+    assert verdict_of(make_all(nets), 9) == "reproduced"
+    assert verdict_of(make_all(nets | {"resnet-1202": (0.5, 7.93)}, precision="bfloat16"), 9) == "partly"
+
+
+def test_an_ensemble_is_judged_against_its_best_member(make):
+    records = [make(9, 22, net=net, dataset="imagenet") for net in ("resnet-50", "resnet-101")]
+    for record, error in zip(records, (5.25, 4.60), strict=True):
+        (record.folder / "evaluation.json").write_text(runs.json_text({"multi-scale": {"top1": 20.0, "top5": error}}))
+    for error, expected in ((3.57, "partly"), (4.7, "not reproduced")):
+        found = {"multi-scale": {"top1": 19.0, "top5": error}, "members": [record.run.id for record in records]}
+        row = judged(records, 12, evaluations={"ensemble": found})
+        assert row["verdict"].tolist() == [expected]
+        assert f"top-5 error of {error:.2f} %, its best member 4.60 %" in row["found"].item()[0]
+    assert verdict_of(records, 12) == "not attempted"
+
+
+def test_cut_shortcuts_are_not_called_reproduced(tmp_path, monkeypatch):
+    """Runs of nets that are called residual, but whose blocks leave the shortcut out: they are the plain nets."""
+    runs_of = {
+        kind: [Run(f"{kind}-{depth}", seed=seed, schedule=0.005) for depth in (20, 32) for seed in range(3)]
+        for kind in ("plain", "resnet")
+    }
+    plain = [trainers.train(run, tmp_path) for run in runs_of["plain"]]
+
+    def cut(self, x):
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+    monkeypatch.setattr(models.BasicBlock, "forward", cut)
+    sabotaged = [trainers.train(run, tmp_path) for run in runs_of["resnet"]]
+    for one, other in zip(plain, sabotaged, strict=True):
+        assert one.summary["test_error"] == other.summary["test_error"]
+    card = report.scorecard(plain + sabotaged)
+    tested = card[card["claim"].isin([2, 3, 6, 10, 11]) & (card["verdict"] != "not attempted")]
+    assert set(tested["claim"]) >= {2, 3, 11}
+    assert "reproduced" not in set(tested["verdict"])
