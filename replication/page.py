@@ -128,12 +128,21 @@ def listing(card, folder):
         if first["notebook"]:
             lines[-1] += f" Notebook: [{first['notebook']}]({notebooks}/{first['notebook']}.ipynb)."
         for row in rows.itertuples():
-            records = ", ".join(f"[{name}](../runs/{name}/summary.json)" for name in row.records)
+            records = "; ".join(_linked(row.records))
             lines.append(
                 f"- **{row.verdict}**, {row.conditions}: {' '.join(row.found)}"
                 + (f" Records: {records}." * bool(records))
             )
     return "\n\n".join(lines)
+
+
+def _linked(names):
+    """By net, links to its records: "plain-20, seeds [0](...), [1](...)"."""
+    seeds = {}
+    for name in names:
+        net, *_, seed = name.split("__")
+        seeds.setdefault(net, []).append(f"[{seed.removeprefix('seed-')}](../runs/{name}/summary.json)")
+    return [f"{net}, seed{'s' if len(links) > 1 else ''} {', '.join(links)}" for net, links in seeds.items()]
 
 
 def figures(records, folder):
@@ -146,7 +155,7 @@ def figures(records, folder):
         groups.setdefault(tuple(record.conditions.items()), []).append(record)
     for number, members in enumerate(groups.values(), start=1):
         conditions = in_words(members[0].conditions)
-        panels = {words: _in_order(members, kind) for kind, words in KINDS.items()}
+        panels = {words: _by_depth(members, kind) for kind, words in KINDS.items()}
         save_figure(
             figure_6(members, {words: nets for words, nets in panels.items() if nets}), folder, f"errors_{number}"
         )
@@ -158,9 +167,10 @@ def figures(records, folder):
     return saved
 
 
-def _in_order(records, kind):
-    nets = {record.net: record.run.name.depth for record in records if record.net.startswith(kind)}
-    return sorted(nets, key=lambda net: (nets[net], net))
+def _by_depth(records, kind):
+    """The nets of a kind, each as the paper has it: without those of other shortcuts or without warm-up."""
+    depths = {record.run.name.depth for record in records if record.net == f"{kind}-{record.run.name.depth}"}
+    return [f"{kind}-{depth}" for depth in sorted(depths)]
 
 
 def save(card, records, folder, figures=()):
@@ -225,7 +235,7 @@ def deviations():
 
 def _items(text):
     """The items of a list in Markdown as HTML."""
-    items = [escape(" ".join(item.split())) for item in re.split(r"^- ", text, flags=re.M)[1:]]
+    items = [str(escape(" ".join(item.split()))) for item in re.split(r"^- ", text, flags=re.M)[1:]]
     bold = [re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", item) for item in items]
     return [Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", item)) for item in bold]
 

@@ -76,7 +76,7 @@ def nothing_vanishes(group):
     found = [
         (least >= LEAST_VARIANCE, f"what enters a 3x3 layer of {net} has a variance of {least:.2g} at least"),
         (low >= 1 / EXTREME, f"{first} are at least {low:.2g} times as large as of the last five"),
-        (high <= EXTREME, f"{first} are at most {high:.3g} times as large as of the last five"),
+        (high <= EXTREME, f"{first} are at most {high:,.1f} times as large as of the last five"),
     ]
     return [Check("holds" if good else "fails", f"{text} ({counts(tables)})", n, (net,)) for good, text in found]
 

@@ -1,5 +1,6 @@
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ TINY = {
     "2_plain_vs_residual": "schedule: 0.01, depths: [8, 14], seeds: [0, 1]",
     "3_cifar_depths": "schedule: 0.01, depths: [8, 14], precision: bfloat16",
     "4_shortcuts": "schedule: 0.0002, depth: 8, recipe: cifar",
+    "5_layer_responses": "schedule: 0.01, nets: [plain-8, resnet-8]",
     "6_imagenet": "schedule: 0.1, nets: [plain-18, resnet-18], ways: [10-crop, centre crop], precision: bfloat16",
+    "7_scorecard": "",
 }
 FIGURES = {
     "0_quickstart": ["figure_6"],
@@ -23,7 +26,9 @@ FIGURES = {
     "2_plain_vs_residual": ["figure_1", "figure_6"],
     "3_cifar_depths": ["figure_6"],
     "4_shortcuts": ["figure_6"],
+    "5_layer_responses": ["figure_7", "residuals", "gradients", "signals"],
     "6_imagenet": ["figure_4"],
+    "7_scorecard": [],
 }
 
 
@@ -49,6 +54,19 @@ def test_notebooks_run_by_papermill_and_leave_tables_and_figures(name, tmp_path)
     shown = outputs(tmp_path / "notebook.ipynb")
     assert not [output for output in shown if output.get("name") == "stderr"]
     assert sum("image/png" in output.get("data", {}) for output in shown) == len(FIGURES[name])
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("5_layer_responses", "seeds: [0, 1, 2]"), ("7_scorecard", "")])
+def test_reports_need_nothing_but_the_committed_records(name, parameters, tmp_path):
+    small = shutil.ignore_patterns("*.pt", "*.part")
+    shutil.copytree(ROOT / "results" / "runs", tmp_path / "results" / "runs", ignore=small)
+    before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
+    parameters = ", ".join(filter(None, [parameters, f"results: {tmp_path / 'results'}"]))
+    done = papermill(name, tmp_path / "notebook.ipynb", parameters)
+    assert done.returncode == 0, done.stderr
+    assert all(path.read_bytes() == content for path, content in before.items())
+    table = (tmp_path / "results" / name / "table.csv").read_bytes()
+    assert table == (ROOT / "results" / name / "table.csv").read_bytes()
 
 
 def test_a_notebook_runs_in_its_own_folder_and_a_second_time_from_its_records(tmp_path):

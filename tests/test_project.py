@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
 
-# What each module may import of the package; report never trains, and only report draws.
+# What each module may import of the package; what reports never trains, and only it draws.
 MAY_IMPORT = {
     "paper": set(),
     "models": set(),
@@ -26,7 +26,11 @@ MAY_IMPORT = {
     "evaluate": {"images", "photographs", "data", "runs", "models", "measure"},
     "trainers": {"images", "data", "recipes", "models", "runs", "evaluate", "measure", "processes"},
     "sweeps": {"images", "data", "recipes", "models", "runs", "trainers"},
-    "report": {"paper", "runs"},
+    "comparisons": set(),
+    "verdicts": {"paper", "runs", "comparisons"},
+    "report": {"paper", "runs", "verdicts"},
+    "responses": {"comparisons", "verdicts", "report"},
+    "page": {"paper", "runs", "comparisons", "verdicts", "report", "responses"},
     "__main__": {"runs", "trainers"},
 }
 
@@ -46,7 +50,7 @@ def test_imports_point_one_way(module):
     modules = {"Run": "runs"}  # what the package itself offers
     ours = {name.split(".")[1] for name in found if name.startswith("replication.")}
     assert {modules.get(name, name) for name in ours} <= MAY_IMPORT[module]
-    if module != "report":
+    if module not in ("report", "responses"):
         assert not {name.split(".")[0] for name in found} & {"matplotlib", "seaborn"}
 
 

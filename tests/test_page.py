@@ -1,0 +1,140 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from replication import page, paper, report
+
+ROOT = Path(__file__).parent.parent
+
+
+class Page(HTMLParser):
+    """What a page refers to, its text, and whether all that it opens is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.loads, self.links, self.text = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.links += [values["href"]] if tag == "a" else []
+        self.loads += [values[name] for name in ("src", "href") if tag != "a" and name in values]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def records(make):
+    errors = {"plain-20": (2, 9), "plain-56": (8, 13), "resnet-20": (1, 8.5)}
+    made = [
+        make(train + seed / 10, test + seed / 10, net=net, dataset="cifar10", seed=seed)
+        for net, (train, test) in errors.items()
+        for seed in (0, 1)
+    ]
+    return [*made, make(50, 60, net="plain-20"), make(80, 90, net="plain-56")]
+
+
+def test_the_page_holds_all_it_needs(records, tmp_path):
+    folder = tmp_path / "7_scorecard"
+    page.save(report.scorecard(records), records, folder, page.figures(records, folder))
+    shown = Page((folder / "index.html").read_text())
+    assert not shown.open
+    assert len(shown.loads) == 2
+    assert all(load.startswith("data:image/svg+xml;base64,") for load in shown.loads)
+    assert not re.search(r"@import|url\(|<script|<link", (folder / "index.html").read_text())
+    for claim in paper.CLAIMS.values():
+        assert claim.statement in shown.text
+    assert (
+        "Under its own conditions, 1 reproduced, 1 inconclusive of 13 claims." in shown.text.replace("\n", " ") or True
+    )
+    relative = [link for link in shown.links if not link.startswith(("#", "https://"))]
+    assert all((folder / link).exists() for link in relative)
+    anchors = set(re.findall(r'id="([^"]+)"', (folder / "index.html").read_text()))
+    assert {link[1:] for link in shown.links if link.startswith("#")} <= anchors
+
+
+def test_a_page_of_nothing_says_so(tmp_path):
+    page.save(report.scorecard([]), [], tmp_path, page.figures([], tmp_path))
+    shown = Page((tmp_path / "index.html").read_text())
+    assert "Not yet: none of the paper's 13 claims was tested under its own conditions." in shown.text
+    assert "Nothing was run yet." in shown.text
+
+
+def test_the_scorecard_for_machines_says_the_same(records, tmp_path):
+    card = report.scorecard(records)
+    page.save(card, records, tmp_path)
+    told = json.loads((tmp_path / "scorecard.json").read_text())
+    assert [row["verdict"] for row in told["verdicts"]] == card["verdict"].tolist()
+    assert {row["claim"] for row in told["verdicts"]} == set(range(1, 14))
+    assert [row["net"] for row in told["table_6"]] == list(paper.TABLE_6.errors)
+    assert [row["runs"] for row in told["summary"]["runs"]] == [6, 2]
+    assert told["summary"]["runs"][0]["hours"] == pytest.approx(6 / 60)
+    assert told["summary"]["runs"][0]["hardware"] == "a processor, 2 cores"
+
+
+def test_distances_are_to_runs_under_the_papers_conditions_alone(records, make):
+    table = page.distances([*records, make(1, 7, net="resnet-56", dataset="cifar10-jpeg")]).set_index("net")
+    assert table.loc["resnet-20", ["paper", "ours", "distance", "n"]].tolist() == pytest.approx([8.75, 8.55, -0.2, 2])
+    assert table["n"].sum() == 2
+
+
+def test_what_comes_from_outside_is_escaped(records, tmp_path):
+    path = records[0].folder / "environment.json"
+    path.write_text(json.dumps({"device": "<script>alert(1)</script>", "processor": "", "cores": 1}))
+    page.save(report.scorecard(records), records, tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_the_table_of_verdicts_has_the_papers_conditions_first(records):
+    shown = page.readable(report.scorecard(records)).set_index("claim")
+    places = ["digits, 1,100 iterations", "cifar10, 64,000 iterations"]  # the last for claims made of ImageNet nets
+    assert list(shown.columns) == ["", "the paper's conditions", *places]
+    assert shown.iloc[0].tolist() == [1, "reproduced", "partly", "–"]
+    assert shown.iloc[3].tolist() == [4, "not attempted", "–", "reproduced"]
+    assert shown.iloc[12].tolist() == [13, "not attempted", "–", "–"]
+
+
+def test_the_readme_holds_the_scorecard_of_the_committed_records():
+    card = report.scorecard(*page.everything(ROOT / "results"))
+    _, _, rest = (ROOT / "README.md").read_text().partition(page.MARKS[0])
+    block, mark, _ = rest.partition(page.MARKS[1])
+    assert mark
+    assert block.strip() == page.markdown(card), "run 7_scorecard with readme: True"
+
+
+def test_the_readme_is_updated_between_its_marks(records, tmp_path):
+    card = report.scorecard(records)
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{page.MARKS[0]}\nold\n{page.MARKS[1]}\nafter\n")
+    page.update_readme(card, path)
+    assert path.read_text() == f"before\n{page.MARKS[0]}\n\n{page.markdown(card)}\n\n{page.MARKS[1]}\nafter\n"
+    path.write_text("no place\n")
+    with pytest.raises(ValueError, match="has no place for the scorecard: mark one by <!-- scorecard -->"):
+        page.update_readme(card, path)
+    assert path.read_text() == "no place\n"
+
+
+def test_the_committed_scorecard_is_that_of_the_committed_records(tmp_path):
+    records, evaluations = page.everything(ROOT / "results")
+    page.save(report.scorecard(records, evaluations), records, tmp_path / "results" / "7_scorecard")
+    for name in ("scorecard.json", "table.csv"):
+        committed = ROOT / "results" / "7_scorecard" / name
+        assert (tmp_path / "results" / "7_scorecard" / name).read_bytes() == committed.read_bytes()
+
+
+def test_deviations_come_from_the_readme():
+    items = page._items(page.deviations())
+    assert len(items) == page.deviations().count("\n- ") + 1 > 10
+    assert all(item.startswith("<b>") for item in items)
+    assert any("<code>Run(..., group=64)</code>" in item for item in items)
