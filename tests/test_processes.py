@@ -83,6 +83,11 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
         assert rows(shared)[name].tolist() == pytest.approx(
             rows(alone)[name].tolist(), rel=1e-4, abs=0.3, nan_ok=True
         ), name
+    assert alone.predictions["label"].equals(shared.predictions["label"])
+    assert (alone.predictions["predicted"] == shared.predictions["predicted"]).mean() > 0.98
+    measured = ["layer", "response_std", "signal_variance", "gradient_norm", "weight_norm", "residual_ratio"]
+    for name in measured:
+        assert shared.layers[name].tolist() == pytest.approx(alone.layers[name].tolist(), rel=1e-3, nan_ok=True), name
     first, second = weights(alone), weights(shared)
     assert first.keys() == second.keys()
     for name, value in first.items():
@@ -200,6 +205,7 @@ def test_photographs_are_shared_and_what_cannot_be_read_is_known_to_all(photogra
     assert rows(shared)["train_loss"][0] == pytest.approx(rows(alone)["train_loss"][0], rel=1e-4)
     for record in (shared, alone):
         assert record.summary["unreadable"] == 1
+        assert record.predictions.empty  # of all test images or of none
         assert (record.folder / "unreadable.txt").read_text().startswith(f"{path}: OSError")
     machine = torchrun("--standalone", "--nproc-per-node", 2, script, tmp_path / "strict", photographs, "error")
     text = machine.communicate(timeout=240)[0]
@@ -212,6 +218,9 @@ def test_the_command_line_trains_a_run(tmp_path):
     done = subprocess.run([*command, "--schedule", "0.01"], capture_output=True, text=True, check=True)
     assert "resnet-8__digits__schedule-0.01__seed-0: test error" in done.stdout
     assert finished(Run("resnet-8", schedule=0.01), tmp_path).summary["iterations"] == 11
+    cold = [*command[:5], "resnet-110", "--no-warmup", "--schedule", "0.001", "--results", str(tmp_path)]
+    subprocess.run(cold, capture_output=True, check=True)
+    assert finished(Run("resnet-110", schedule=0.001, warmup=False), tmp_path).history["lr"][0] == pytest.approx(0.1)
     refused = subprocess.run([*command, "--group", "100"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "group 100: choose a number that divides the batch of 128" in refused.stderr

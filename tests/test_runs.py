@@ -27,6 +27,8 @@ def test_a_run_takes_its_data_sets_own_recipe():
             Run("resnet-34-B", "imagenet", group=16, unreadable="error"),
             "resnet-34-B__imagenet__group-16__unreadable-error__seed-0",
         ),
+        (Run("resnet-110", warmup=False), "resnet-110__digits__warmup-False__seed-0"),
+        (Run("resnet-56", warmup=False), "resnet-56__digits__seed-0"),  # which the recipe does not warm up
     ],
 )
 def test_the_id_names_what_differs_from_the_defaults(run, name):
@@ -78,6 +80,7 @@ def test_a_run_is_frozen_and_survives_json():
         ({"dataset": None}, TypeError, "dataset None"),
         ({"recipe": "cifer"}, ValueError, "choose cifar, imagenet, note, digits, rehearsal .did you mean 'cifar'"),
         ({"recipe": 1}, ValueError, "recipe 1: choose"),
+        ({"warmup": 0}, TypeError, "warmup 0: choose True or False"),
         ({"seed": -1}, ValueError, "seed -1"),
         ({"seed": 2**32}, ValueError, "seed 4294967296"),
         ({"seed": 0.5}, TypeError, "seed 0.5"),
@@ -184,3 +187,24 @@ def test_an_unknown_parameter_is_an_error_that_names_the_nearest():
     ]
     with pytest.raises(ValueError, match=r"parameter 'shedule': choose schedule, seeds \(did you mean 'schedule'\?\)"):
         runs.start_notebook({"In": cells})
+
+
+def test_without_a_warm_up_a_deep_net_starts_at_the_full_rate():
+    for recipe in ("cifar", "digits"):
+        assert Run("resnet-110", recipe=recipe).settings.learning_rate(0) == pytest.approx(0.01)
+        assert Run("resnet-110", recipe=recipe, warmup=False).settings.learning_rate(0) == pytest.approx(0.1)
+
+
+def test_all_finished_runs_are_found(tmp_path):
+    made = [Run("plain-20", seed=1), Run("resnet-110", "cifar10", schedule=0.5, warmup=False)]
+    for run in [*made, Run("resnet-20")]:
+        run.folder(tmp_path).mkdir(parents=True)
+        (run.folder(tmp_path) / "run.json").write_text(runs.run_text(run, "f"))
+    for run in made:
+        (run.folder(tmp_path) / "summary.json").write_text("{}")
+    records = runs.all_finished(tmp_path)
+    assert [record.run for record in records] == made
+    assert [record.net for record in records] == ["plain-20", "resnet-110 without warm-up"]
+    assert records[0].layers.empty
+    assert records[0].predictions.empty
+    assert runs.all_finished(tmp_path / "nothing") == []
