@@ -20,6 +20,7 @@ ABOUT_EQUAL = 1.0  # points
 class Check(NamedTuple):
     """One comparison: "holds", "fails", "unclear" or "missing"; in words; by how many runs a net; of which nets.
 
+    nets: if it is missing, those that were not run.
     runs: the smallest number on a side; None for what is counted and depends on no seed.
     decisive: if not, it counts only where it fails.
     """
@@ -32,16 +33,27 @@ class Check(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What is compared: its name, how a record gives it, its unit and that of a difference.
+    """What is compared: how it is said of a net, how a record gives it, its unit and that of a difference.
 
-    one_run: a difference of two single runs that says nothing.
+    one_run: a difference of two single runs that says nothing. digits: behind the point.
+    words: for a difference below and above.
     """
 
-    name: str
+    says: str
     of: Callable
     unit: str = " %"
     points: str = " points"
     one_run: float = ONE_RUN
+    digits: int = 2
+    words: tuple[str, str] = ("lower", "higher")
+
+    def value(self, number):
+        return f"{number:,.{self.digits}f}{self.unit}"
+
+    def apart(self, difference):
+        """In words, how a net compares to another, of which it is a ``difference`` below."""
+        shown = f"{abs(difference):,.{self.digits}f}"
+        return f"{shown}{self.points} {self.words[difference < 0]} than" if float(shown.replace(",", "")) else "as"
 
 
 def _early(record):
@@ -71,8 +83,9 @@ def gradient_gain(layers):
 
 
 def _beginning(record):
-    rows = record.history[record.history["train_error"] < 90]
-    return rows["iteration"].min()
+    """Iterations until the training error is below 80 %, where the paper ends a warm-up; all of them if it never is."""
+    rows = record.history[record.history["train_error"] < 80]
+    return rows["iteration"].min() if len(rows) else record.summary["iterations"]
 
 
 def _warmup(record):
@@ -81,19 +94,21 @@ def _warmup(record):
     return record.history.loc[warm, "iteration"].max() if not warm.all() else float("inf")
 
 
-TRAINING = Measured("training error", lambda record: record.summary["train_error"])
-TEST = Measured("test error", lambda record: record.summary["test_error"])
-EARLY = Measured("mean training error in the first third of training", _early)
-RESPONSE = Measured("mean response", lambda record: mean_response(record.layers), "", "", 0.05)
+TRAINING = Measured("has a training error of", lambda record: record.summary["train_error"])
+TEST = Measured("has a test error of", lambda record: record.summary["test_error"])
+EARLY = Measured("has in the first third of training a mean training error of", _early)
+RESPONSE = Measured("has a mean response of", lambda record: mean_response(record.layers), "", "", 0.05)
 RESIDUAL_SIZE = Measured(
-    "mean size of residual functions relative to the shortcuts",
+    "has residual functions of a mean size, relative to the shortcuts, of",
     lambda record: mean_residual(record.layers),
-    "",
-    "",
-    0.05,
+    *("", "", 0.05),
 )
-BEGINNING = Measured("number of iterations until its training error is below 90 %", _beginning, "", "", 100)
-WARMUP = Measured("length of the warm-up", _warmup)
+BEGINNING = Measured(
+    "is below a training error of 80 % after",
+    _beginning,
+    *(" iterations", " iterations", 100, 0, ("earlier", "later")),
+)
+WARMUP = Measured("is warmed up for", _warmup)
 
 
 class Group:
@@ -118,21 +133,21 @@ class Group:
         """Check that the mean of a net is lower than that of another: "unclear" unless one of them clearly is."""
         ours, theirs = self.values(net, measured), self.values(other, measured)
         if not ours or not theirs:
-            return self.missing(measured.name, net, other)
+            return self.missing(net, other)
         difference, runs = mean_of(theirs) - mean_of(ours), min(len(ours), len(theirs))
         notes = [counts(ours, theirs)]
         paired = self._paired(net, other) if measured is TEST else None
         if runs > 1:
             low, high = _interval(theirs, ours) if difference > 0 else _interval(ours, theirs)
             clear = low > 0
-            notes.append(f"95 % interval {low:.2f} to {high:.2f}")
+            notes.append(f"95 % interval {low:,.{measured.digits}f} to {high:,.{measured.digits}f}")
         else:
             clear = abs(difference) > measured.one_run if paired is None else paired.differ == paired.pairs
         if paired is not None:
             notes.append(paired.text)
         text = (
-            f"{net} has a {measured.name} of {mean_of(ours):.2f}{measured.unit}, "
-            f"{_apart(difference, measured)} {other} with {mean_of(theirs):.2f}{measured.unit} ({'; '.join(notes)})"
+            f"{net} {measured.says} {measured.value(mean_of(ours))}, {measured.apart(difference)} {other} with "
+            f"{measured.value(mean_of(theirs))} ({'; '.join(notes)})"
         )
         outcome = "unclear" if not clear else "holds" if difference > 0 else "fails"
         return Check(outcome, text, runs, (net, other), decisive)
@@ -141,11 +156,11 @@ class Group:
         """Check that the means of two nets differ by no more than ``within``."""
         ours, theirs = self.values(net, measured), self.values(other, measured)
         if not ours or not theirs:
-            return self.missing(measured.name, net, other)
+            return self.missing(net, other)
         difference, runs = mean_of(ours) - mean_of(theirs), min(len(ours), len(theirs))
         text = (
-            f"{net} has a {measured.name} of {mean_of(ours):.2f}{measured.unit}, {other} of {mean_of(theirs):.2f}"
-            f"{measured.unit}, {abs(difference):.2f}{measured.points} apart ({counts(ours, theirs)}"
+            f"{net} {measured.says} {measured.value(mean_of(ours))}, {other} of {measured.value(mean_of(theirs))}, "
+            f"{abs(difference):.2f}{measured.points} apart ({counts(ours, theirs)}"
         )
         if runs > 1:
             low, high = _interval(ours, theirs)
@@ -161,7 +176,7 @@ class Group:
         """Check that two nets have the same count of something in their summaries."""
         words = name.replace("_", "-")
         if net not in self.records or other not in self.records:
-            return self.missing(words, net, other)
+            return self.missing(net, other)
         ours, theirs = (self.records[each][0].summary[name] for each in (net, other))
         text = f"{net} has {ours:,} {words}, {other} {'as many' if ours == theirs else f'{theirs:,}'}"
         return Check("holds" if ours == theirs else "fails", text, None, (net, other), decisive)
@@ -174,7 +189,7 @@ class Group:
         pairs = [(nets[0], nets[-1])] if len(nets) > 1 else []
         checks = [self.lower(*(pair[::-1] if falling else pair), measured) for pair in pairs]
         if absent:
-            checks.append(self.missing(measured.name, *absent))
+            checks.append(self.missing(*absent))
         pairs = itertools.pairwise(nets) if len(nets) > 2 else ()
         return checks + [self.lower(*(pair[::-1] if falling else pair), measured, decisive=False) for pair in pairs]
 
@@ -190,11 +205,11 @@ class Group:
         """Of every run of a net, the table of its layers, if these were measured."""
         return [record.layers for record in self.records.get(net, ()) if len(record.layers)]
 
-    def missing(self, what, *nets):
-        absent = [net for net in nets if net not in self.records]
-        if absent:
-            return Check("missing", f"not run: {', '.join(absent)}")
-        return Check("missing", f"not measured: {what} of {' or '.join(nets)}")
+    def missing(self, *nets):
+        """The check that has no values of one of these nets."""
+        absent = tuple(net for net in nets if net not in self.records)
+        text = f"not run: {', '.join(absent)}" if absent else f"the layers of {' or '.join(nets)} were not measured"
+        return Check("missing", text, nets=absent)
 
     def _paired(self, net, other):
         """McNemar's exact test of every pair of runs with equal seeds, whose predictions are of the same images."""
@@ -214,12 +229,6 @@ class Group:
             return Paired(differ, 1, f"paired test on the same {images:,} images: p = {found[0]:.2g}")
         text = f"paired tests on the same {images:,} images: p < 0.05 for {differ} of {len(found)} seeds"
         return Paired(differ, len(found), text)
-
-
-def _apart(difference, measured):
-    if abs(difference) < 0.005:
-        return "as"
-    return f"{abs(difference):.2f}{measured.points} {'lower' if difference > 0 else 'higher'} than"
 
 
 class Paired(NamedTuple):

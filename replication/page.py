@@ -140,7 +140,8 @@ def _linked(names):
     """By net, links to its records: "plain-20, seeds [0](...), [1](...)"."""
     seeds = {}
     for name in names:
-        net, *_, seed = name.split("__")
+        net, *options, seed = name.split("__")
+        net += " without warm-up" if "warmup-False" in options else ""
         seeds.setdefault(net, []).append(f"[{seed.removeprefix('seed-')}](../runs/{name}/summary.json)")
     return [f"{net}, seed{'s' if len(links) > 1 else ''} {', '.join(links)}" for net, links in seeds.items()]
 
@@ -156,11 +157,11 @@ def figures(records, folder):
     for number, members in enumerate(groups.values(), start=1):
         conditions = in_words(members[0].conditions)
         panels = {words: _by_depth(members, kind) for kind, words in KINDS.items()}
-        save_figure(
-            figure_6(members, {words: nets for words, nets in panels.items() if nets}), folder, f"errors_{number}"
-        )
-        saved[f"Training error (dashed) and test error (bold): {conditions}."] = f"errors_{number}"
-        measured = [record for record in members if len(record.layers) and record.net in FIGURE_7]
+        panels = {words: nets for words, nets in panels.items() if nets}
+        if panels:
+            save_figure(figure_6(members, panels, stacked=True), folder, f"errors_{number}")
+            saved[f"Training error (dashed) and test error (bold): {conditions}."] = f"errors_{number}"
+        measured = [record for net in FIGURE_7 for record in members if record.net == net and len(record.layers)]
         if measured:
             save_figure(responses.figure_7(measured), folder, f"responses_{number}")
             saved[f"Standard deviations of layer responses, as Fig. 7: {conditions}."] = f"responses_{number}"

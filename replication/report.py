@@ -219,8 +219,8 @@ def save_figure(figure, folder, name):
         )
 
 
-def curves(records, panels):
-    """Error curves in the manner of Figs. 1 and 6, one panel for each entry of ``panels``.
+def curves(records, panels, stacked=False):
+    """Error curves in the manner of Figs. 1 and 6, one panel for each entry of ``panels``, side by side or stacked.
 
     ``panels``: titles, each with the names of its nets and the errors to show (keys of ``STYLES``). The training error
     is thin and dashed, the test error bold, over iterations; several seeds are shown as their mean with a band of one
@@ -231,9 +231,10 @@ def curves(records, panels):
     histories = _histories(records)
     run = set(histories["net"])
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=1.1):
-        figure, row = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 5), sharey=True, squeeze=False)
+        rows, columns = (len(panels), 1) if stacked else (1, len(panels))
+        figure, grid = plt.subplots(rows, columns, figsize=(6.5 * columns, 5 * rows), sharey=True, squeeze=False)
         top = max(_top(histories, nets) for nets, _ in panels.values())
-        for axes, (title, (nets, parts)) in zip(row[0], panels.items(), strict=True):
+        for axes, (title, (nets, parts)) in zip(grid.flat, panels.items(), strict=True):
             axes.set(title=title, ylim=(0, top), xlim=(0, max(histories["iteration"], default=1)))
             _panel(axes, histories, [net for net in nets if net in run], parts)
             axes.set(xlabel="iterations", ylabel="error (%)")
@@ -253,9 +254,9 @@ def figure_1(records, shallow="plain-20", deep="plain-56"):
     return curves(records, {part: ((shallow, deep), (part,)) for part in STYLES})
 
 
-def figure_6(records, panels):
+def figure_6(records, panels, stacked=False):
     """Fig. 6: training and test error of several nets; ``panels``: titles, each with the names of its nets."""
-    return curves(records, {title: (nets, tuple(STYLES)) for title, nets in panels.items()})
+    return curves(records, {title: (nets, tuple(STYLES)) for title, nets in panels.items()}, stacked)
 
 
 def figure_4(records):

@@ -96,7 +96,7 @@ def figure_7(records):
         "from the largest to the smallest": {net: sorted(values, reverse=True) for net, values in order.items()},
     }
     with _style():
-        figure, rows = plt.subplots(2, 1, figsize=(9, 7), sharex=True, sharey=True)
+        figure, rows = plt.subplots(2, 1, figsize=(7.5, 7), sharex=True, sharey=True)
         for axes, (title, lines) in zip(rows, panels.items(), strict=True):
             _lines(axes, {net: (range(1, len(values) + 1), values) for net, values in lines.items()})
             axes.set(title=title, ylabel="standard deviation")
@@ -195,6 +195,9 @@ def _finished(figure, panels, records):
         named[line.get_label()] = line
     figure.suptitle(conditions_of(records), fontsize="small", color="0.35")
     figure.tight_layout(w_pad=2)
-    figure.legend(handles=list(named.values()), loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    columns = len(named) if figure.get_figwidth() > 10 else 3
+    figure.legend(
+        handles=list(named.values()), loc="upper center", bbox_to_anchor=(0.5, 0), ncol=columns, frameon=False
+    )
     plt.close(figure)
     return figure

@@ -298,11 +298,12 @@ def test_the_warm_up_is_judged_against_runs_without(make):
     row = judged(warm, 8)
     assert row["verdict"].tolist() == ["partly"]
     assert row["found"].item()[0] == "The warm-up of ResNet-110 took 6,400 iterations at most (5 runs)."
-    assert "6.60 %, the paper's 6.61 ± 0.16 (5 runs)" in row["found"].item()[-1]
+    assert "6.60 %, the paper's 6.61 ± 0.16 (5 runs)" in row["found"].item()[-2]
+    assert row["found"].item()[-1] == "Not run: ResNet-110 without warm-up."
     cold = [
-        make(84 + SPREAD[seed], 6.7 + SPREAD[seed], net="resnet-110", dataset="cifar10", seed=seed, warmup=False)
+        make(73.5 + SPREAD[seed], 6.7 + SPREAD[seed], net="resnet-110", dataset="cifar10", seed=seed, warmup=False)
         for seed in range(5)
-    ]  # its training error falls below 90 % in the fourth of ten rows, with the warm-up in the first
+    ]  # its training error falls below 80 % in the fourth of ten rows, with the warm-up in the first
     assert verdict_of(warm + cold, 8) == "reproduced"
     assert judged(warm + cold, 2)["nets"].tolist() == [{}]  # not mixed into the other claims
 
