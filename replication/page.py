@@ -14,7 +14,7 @@ from replication import responses
 from replication.comparisons import VERDICTS
 from replication.paper import CLAIMS, FIGURE_7, TABLE_6
 from replication.report import KINDS, errors, figure_6, save_figure
-from replication.runs import all_finished, in_words, json_text, write
+from replication.runs import all_finished, by_conditions, json_text, write
 from replication.verdicts import THEIRS
 
 ROOT = Path(__file__).parent.parent  # of the source tree: README and notebooks lie there
@@ -28,9 +28,10 @@ MARKS = ("<!-- scorecard -->", "<!-- /scorecard -->")
 
 
 def everything(results="results"):
-    """All records of a folder, and the errors of ensembles and of others' weights that ``6_imagenet`` left there."""
+    """All records of a folder but rehearsals', and the errors of an ensemble that ``6_imagenet`` left there."""
     path = Path(results) / "6_imagenet" / "evaluations.json"
-    return all_finished(results), json.loads(path.read_text()) if path.exists() else {}
+    records = [record for record in all_finished(results) if record.run.recipe != "rehearsal"]
+    return records, json.loads(path.read_text()) if path.exists() else {}
 
 
 def summary(card, records):
@@ -59,16 +60,13 @@ def runs_table(card, records):
 
 
 def _counted(rows):
-    counts = rows["verdict"].value_counts()
+    counts = rows.groupby("verdict")["claim"].nunique()
     return ", ".join(f"{counts[each]} {each}" for each in VERDICTS if each in counts) or "no claim tested"
 
 
 def _runs(records):
-    groups = {}
-    for record in records:
-        groups.setdefault(in_words(record.conditions), []).append(record)
     rows = []
-    for conditions, members in groups.items():
+    for _, conditions, members in by_conditions(records):
         machines = dict.fromkeys(_machine(record.environment) for record in members)
         hours = sum(record.summary["seconds"] for record in members) / 3600
         nets = len({record.net for record in members})
@@ -124,7 +122,7 @@ def listing(card, folder):
     for number, rows in card.groupby("claim", sort=False):
         first = rows.iloc[0]
         lines += [f"### {number}. {first['name']}", f"{first['statement']} (Section {first['section']})"]
-        lines.append(f"The paper: {first['printed']}. Criterion: {first['criterion']}")
+        lines.append(f"The paper: {first['printed']}. Compared: {first['comparison']}. Criterion: {first['criterion']}")
         if first["notebook"]:
             lines[-1] += f" Notebook: [{first['notebook']}]({notebooks}/{first['notebook']}.ipynb)."
         for row in rows.itertuples():
@@ -151,11 +149,8 @@ def figures(records, folder):
 
     Returns {caption: file's name without its ending}.
     """
-    groups, saved = {}, {}
-    for record in records:
-        groups.setdefault(tuple(record.conditions.items()), []).append(record)
-    for number, members in enumerate(groups.values(), start=1):
-        conditions = in_words(members[0].conditions)
+    saved = {}
+    for number, (_, conditions, members) in enumerate(by_conditions(records), start=1):
         panels = {words: _by_depth(members, kind) for kind, words in KINDS.items()}
         panels = {words: nets for words, nets in panels.items() if nets}
         if panels:

@@ -197,15 +197,35 @@ class Record:
         return {name: values[name] for name in CONDITIONS}
 
 
-def in_short(conditions):
-    """What matters most of the conditions of a run, for the eye: "digits, 1,100 iterations"."""
-    return "{dataset}, {iterations:,} iterations".format(**conditions)
-
-
 def in_words(conditions):
     """The conditions of a run for the eye: "digits, recipe digits, 1,100 iterations, float32"."""
     words = "{dataset}, recipe {recipe}, {iterations:,} iterations, {precision}".format(**conditions)
-    return words + (f", {conditions['holdout']:,} images held out" if conditions["holdout"] else "")
+    recipe, group = RECIPES.get(conditions["recipe"]), conditions["group"]
+    if conditions["holdout"]:
+        words += f", {conditions['holdout']:,} images held out"
+    if recipe is not None and not pd.isna(group) and group != (recipe.group or recipe.batch):
+        words += f", groups of {group}"
+    return words
+
+
+def by_conditions(records):
+    """Records of equal conditions together: tuples of a short name and a full one, both unique, and the records."""
+    groups = {}
+    for record in records:
+        groups.setdefault(tuple(record.conditions.items()), []).append(record)
+    all_conditions = [members[0].conditions for members in groups.values()]
+    full = _unique(map(in_words, all_conditions), [f"images {each['fingerprint']}" for each in all_conditions])
+    short = _unique(
+        ["{dataset}, {iterations:,} iterations".format(**each) for each in all_conditions], full, instead=True
+    )
+    return list(zip(short, full, groups.values(), strict=True))
+
+
+def _unique(names, marks, instead=False):
+    """The names, those that are not unique with their marks, or ``instead`` of them the marks alone."""
+    names = list(names)
+    told = zip(names, marks, strict=True)
+    return [name if names.count(name) == 1 else mark if instead else f"{name}, {mark}" for name, mark in told]
 
 
 def finished(run, results="results"):

@@ -26,12 +26,10 @@ from replication.comparisons import (
     verdict,
 )
 from replication.paper import CLAIMS, MULTIPLY_ADDS, TABLE_2, TABLE_6, WARMED_UP
-from replication.runs import in_short, in_words
+from replication.runs import by_conditions
 
 LEAST_VARIANCE = 0.01  # of what enters a layer; what leaves a ReLU has 0.34 behind batch norm as it is initialized
-EXTREME = (
-    100  # times: gradients of the first layers that much smaller than of the last vanish, that much larger explode
-)
+EXTREME = 100  # times smaller than in the last layers gradients of the first ones vanish, that much larger they explode
 PLAIN = {"cifar": (20, 32, 44, 56), "imagenet": (18, 34)}
 RESIDUAL = {"cifar": (20, 32, 44, 56, 110), "imagenet": (18, 34)}
 THEIRS = "the paper's conditions"
@@ -65,7 +63,8 @@ def nothing_vanishes(group):
     """At every measurement of every run of the deepest plain net, what enters its 3x3 layers has variances of 0.01 or
     more, and gradients of the first five are neither 100 times smaller nor 100 times larger than of the last five.
     """
-    net, _ = group.pair(PLAIN[group.family][1:])
+    depths = PLAIN[group.family][1:]
+    net = f"plain-{max(group.depths('plain', depths), default=depths[-1])}"
     tables = group.layers(net)
     if not tables:
         return [group.missing(net)]
@@ -97,6 +96,8 @@ def shortcuts_alike(group):
         key=lambda nets: sum(net in group.records for net in nets),
     )
     plain, a, b, c = nets
+    if not {b, c} & set(group.records):
+        return []
     gain = max(0, group.mean(plain, TEST) - group.mean(a, TEST)) if {plain, a} <= set(group.records) else 0
     return [
         *(group.lower(net, plain) for net in (a, b, c)),
@@ -250,15 +251,9 @@ def scorecard(records, evaluations=None):
     (in words), place (the same in short), verdict (one of ``VERDICTS``), found (sentences), nets (name: number of
     runs), records (their ids).
     """
-    groups = {}
-    for record in records:
-        if record.run.recipe != "rehearsal":
-            groups.setdefault(tuple(record.conditions.items()), []).append(record)
-    groups = [Group(members, evaluations or {}) for members in groups.values()]
-    short = [in_short(group.conditions) for group in groups]
-    places = [
-        name if short.count(name) == 1 else in_words(group.conditions)
-        for name, group in zip(short, groups, strict=True)
+    groups = [
+        (place, words, Group(members, evaluations or {}))
+        for place, words, members in by_conditions([each for each in records if each.run.recipe != "rehearsal"])
     ]
     rows = []
     for number, claim in CLAIMS.items():
@@ -266,18 +261,18 @@ def scorecard(records, evaluations=None):
         given = {"claim": number, "name": claim.name, "section": claim.section, "statement": claim.statement}
         given |= {"printed": claim.printed, "comparison": claim.comparison}
         given |= {"criterion": judge.criterion, "notebook": judge.notebook}
-        judged = [(group, place, judge.checks(group)) for group, place in zip(groups, places, strict=True)]
-        judged = [found for found in judged if verdict(found[-1]) != "not attempted"]
-        alike = [_as_paper(group) and group.family in claim.families for group, *_ in judged]
-        if not any(alike):
+        judged = []
+        for place, words, group in groups:
+            checks = judge.checks(group)
+            if verdict(checks) != "not attempted":
+                as_paper = _as_paper(group) and group.family in claim.families
+                nets = {net: len(group.records[net]) for check in checks for net in check.nets if net in group.records}
+                ids = [record.run.id for net in nets for record in group.records[net]]
+                row = {"as_paper": as_paper, "conditions": words, "place": place, "verdict": verdict(checks)}
+                judged.append(given | row | {"found": _sentences(checks), "nets": nets, "records": ids})
+        if not any(row["as_paper"] for row in judged):
             rows.append(given | _not_attempted(claim))
-        for (group, place, checks), as_paper in sorted(zip(judged, alike, strict=True), key=lambda found: not found[1]):
-            nets = {net: len(group.records[net]) for check in checks for net in check.nets if net in group.records}
-            ids = [record.run.id for net in nets for record in group.records[net]]
-            found = _sentences(checks)
-            row = {"as_paper": as_paper, "conditions": in_words(group.conditions), "place": place}
-            row |= {"verdict": verdict(checks)}
-            rows.append(given | row | {"found": found, "nets": nets, "records": ids})
+        rows += sorted(judged, key=lambda row: not row["as_paper"])
     return pd.DataFrame(rows)
 
 
@@ -295,11 +290,7 @@ def _as_paper(group):
 
 
 def _not_attempted(claim):
-    names = [in_words({"precision": "any precision"} | FULL[family]) for family in claim.families]
-    found = (
-        [f"There is no run under the paper's conditions: {' or '.join(names)}."]
-        if names
-        else ["Detectors are not trained here."]
-    )
+    names = ["{dataset}, {iterations:,} iterations".format(**FULL[family]) for family in claim.families]
+    found = [f"No run under the paper's conditions: {' or '.join(names)}."] if names else ["Not trained here."]
     row = {"as_paper": True, "conditions": THEIRS, "place": THEIRS, "verdict": "not attempted", "found": found}
     return row | {"nets": {}, "records": []}

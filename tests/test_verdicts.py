@@ -117,6 +117,18 @@ def test_other_data_are_judged_separately(make_all):
     assert row["conditions"].nunique() == row["place"].nunique() == 3
 
 
+def test_conditions_have_names_of_their_own(make_all, tmp_path):
+    nets = {"plain-20": (2, 9), "plain-56": (8, 13)}
+    records = make_all(nets, seeds=[0]) + make_all(nets, seeds=[0], group=64) + make_all(nets, seeds=[1])
+    for record in records[-2:]:  # of other images under the same name
+        (record.folder / "run.json").write_text(runs.run_text(record.run, "another"))
+    row = judged(records, 1)
+    full = "cifar10, recipe cifar, 64,000 iterations, float32"
+    names = [f"{full}, images f", f"{full}, groups of 64", f"{full}, images another"]
+    assert row["conditions"].tolist() == row["place"].tolist() == names
+    assert row["nets"].map(lambda counts: set(counts.values()) == {1}).all()
+
+
 def test_missing_nets_are_named(make_all):
     row = judged(make_all({net: error for net, error in GOOD.items() if net != "resnet-110"}), 2)
     assert row["verdict"].tolist() == ["partly"]
@@ -172,6 +184,14 @@ def test_predictions_of_the_same_images_are_compared_by_mcnemars_test(make, only
     row = judged([one, other], 3).iloc[-1]
     assert f"paired test on the same {60 + total} images: p = {value:.2g})" in row["found"][0]
     assert row["verdict"] == ("partly" if value < 0.05 else "inconclusive")
+
+
+def test_a_small_difference_of_single_runs_says_nothing_however_sure_the_test(make):
+    one = make(5, 5, predicted=[0] * 1000, net="resnet-56")
+    other = make(5, 6, predicted=[0] * 990 + [1] * 10, net="plain-56")
+    row = judged([one, other], 3).iloc[-1]
+    assert "p = 0.002)" in row["found"][0]  # two in 2**10
+    assert row["verdict"] == "inconclusive"
 
 
 def test_predictions_of_other_images_are_not_compared(make):
@@ -261,6 +281,10 @@ def test_shortcuts_as_in_the_paper_are_reproduced(make_all):
     assert verdict_of(make_all(SHORTCUTS, dataset="imagenet"), 6) == "reproduced"
     worse = make_all(SHORTCUTS | {"resnet-34-B": (9, 27)}, dataset="imagenet", precision="bfloat16")
     assert verdict_of(worse, 6) == "partly"
+
+
+def test_without_projections_nothing_is_said_of_them(make_all):
+    assert verdict_of(make_all({"plain-20": (9, 30), "resnet-20": (9, 20)}), 6) == "not attempted"
 
 
 def test_essential_projections_are_seen(make_all):
