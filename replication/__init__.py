@@ -32,7 +32,25 @@ def _declare_missing_torchvision_ops():
 _KEPT = []
 _declare_missing_torchvision_ops()
 
-from replication.runs import Record, Run, finished, grid, net_names, start_notebook  # noqa: E402 (after the declaration)
+from replication.runs import (  # noqa: E402 (after the declaration)
+    Record,
+    Run,
+    all_finished,
+    finished,
+    grid,
+    net_names,
+    start_notebook,
+)
 from replication.sweeps import RunsFailedError, run_all  # noqa: E402
 
-__all__ = ["Record", "Run", "RunsFailedError", "finished", "grid", "net_names", "run_all", "start_notebook"]
+__all__ = [
+    "Record",
+    "Run",
+    "RunsFailedError",
+    "all_finished",
+    "finished",
+    "grid",
+    "net_names",
+    "run_all",
+    "start_notebook",
+]
