@@ -87,9 +87,9 @@ def signals(net, images, labels, precision="float32"):
         channels (section 4.1: that "forward propagated signals have non-zero variances");
     gradient_norm, weight_norm: Euclidean norms of the loss's gradient by the layer's weights, and of these;
     residual_ratio: for the last layer of a residual function F(x) its size relative to that of what the shortcut adds,
-        as a ratio of root mean squares; None for all others.
+        as a ratio of root mean squares; None for all others, and where the block does not add it.
     """
-    weighted, found, sizes, handles = list(_weighted(net)), {}, {}, []
+    weighted, found, kept, handles = list(_weighted(net)), {}, {}, []
     buffers, training = [buffer.clone() for buffer in net.buffers()], net.training
 
     def entering(name, x):
@@ -98,8 +98,15 @@ def signals(net, images, labels, precision="float32"):
     def responding(name, y):
         found[name, "response_std"] = y.float().std()
 
-    def size(name, x):
-        sizes[name] = x.float().square().mean().sqrt()
+    def keep(name, x):
+        kept[name] = x.clone()  # it is added to in place
+
+    def added(block, name, y):
+        """Note the ratio if the block really adds what its shortcut passes on."""
+        if block in kept and torch.equal(y, kept[name].clone().add_(kept[block]).relu_()):
+            sizes = [kept[each].float().square().mean().sqrt() for each in (name, block)]
+            found[name, "residual_ratio"] = sizes[0] / sizes[1]
+        kept.clear()
 
     def watch(module, note, name, entering=False):
         """Have what enters or leaves a module noted before anything changes it in place."""
@@ -117,9 +124,10 @@ def signals(net, images, labels, precision="float32"):
     for block, name in ends.items():
         module = net.get_submodule(block)
         if module.residual:
-            watch(net.get_submodule(name.replace("conv", "bn")), size, name)
+            watch(net.get_submodule(name.replace("conv", "bn")), keep, name)
             shortcut = module if module.downsample is None else module.downsample
-            watch(shortcut, size, block, entering=shortcut is module)
+            watch(shortcut, keep, block, entering=shortcut is module)
+            watch(module, lambda name, y, block=block: added(block, name, y), name)
     try:
         with autocast(images.device, precision):
             logits = net.train()(images)
@@ -134,8 +142,6 @@ def signals(net, images, labels, precision="float32"):
     for (name, module), gradient in zip(weighted, gradients, strict=True):
         found[name, "gradient_norm"] = gradient.float().norm()
         found[name, "weight_norm"] = module.weight.detach().norm()
-    seen = {block: name for block, name in ends.items() if {block, name} <= set(sizes)}
-    found |= {(name, "residual_ratio"): sizes[name] / sizes[block] for block, name in seen.items()}
     values = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))  # read back from the device once
     return [
         {"layer": number, "name": name, "kind": _kind(module)}

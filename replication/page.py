@@ -44,14 +44,17 @@ def summary(card, records):
     seen = readable(card)
     tested = card[card["verdict"] != "not attempted"]
     claims = {row[0]: dict(zip(seen.columns[2:], row[2:], strict=True)) for row in seen.to_numpy().tolist()}
-    alike = tested[tested["as_paper"]]
-    answer = f"Not yet: none of the paper's {len(CLAIMS)} claims was tested under its own conditions."
-    if len(alike):
-        answer = f"Under its own conditions, {_counted(alike)} of {len(CLAIMS)} claims."
     runs = _runs(records)
     for row in runs:
         row["found"] = _counted(tested[tested["conditions"] == row["conditions"]])
-    return {"answer": answer, "claims": claims, "runs": runs}
+    return {"answer": _answer(card), "claims": claims, "runs": runs}
+
+
+def _answer(card):
+    alike = card[card["as_paper"] & (card["verdict"] != "not attempted")]
+    if alike.empty:
+        return f"Not yet: none of the paper's {len(CLAIMS)} claims was tested under its own conditions."
+    return f"Under its own conditions, {_counted(alike)} of {len(CLAIMS)} claims."
 
 
 def runs_table(card, records):
@@ -236,10 +239,15 @@ def _items(text):
     return [Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", item)) for item in bold]
 
 
+def for_readme(card):
+    """The answer and the table of verdicts in Markdown."""
+    return f"{_answer(card)}\n\n{markdown(card)}"
+
+
 def update_readme(card, path=ROOT / "README.md"):
-    """Put the scorecard's table into the README, between its marks. Raises ValueError where these are missing."""
+    """Put the scorecard into the README, between its marks. Raises ValueError where these are missing."""
     before, begin, rest = path.read_text().partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not begin or not end:
         raise ValueError(f"{path} has no place for the scorecard: mark one by {MARKS[0]} and {MARKS[1]}")
-    write(path, f"{before}{begin}\n\n{markdown(card)}\n\n{end}{after}")
+    write(path, f"{before}{begin}\n\n{for_readme(card)}\n\n{end}{after}")

@@ -200,7 +200,7 @@ CLAIMS = {
         "50 to 152 layers on ImageNet",
         "4.1",
         "50, 101 and 152 layers are each more accurate than 34, without degradation; 152 layers cost less than VGG.",
-        "24.19 % (34-C), 22.85 %, 21.75 %, 21.43 %; 11.3e9 multiply-adds, VGG-16 15.3e9, VGG-19 19.6e9",
+        "24.52 % (34 layers, B), 22.85 %, 21.75 %, 21.43 %; 11.3e9 multiply-adds, VGG-16 15.3e9, VGG-19 19.6e9",
         ("imagenet",),
         "test errors of residual nets of 34 to 152 layers, and multiply-adds",
     ),

@@ -110,7 +110,7 @@ def test_the_readme_holds_the_scorecard_of_the_committed_records():
     _, _, rest = (ROOT / "README.md").read_text().partition(page.MARKS[0])
     block, mark, _ = rest.partition(page.MARKS[1])
     assert mark
-    assert block.strip() == page.markdown(card), "run 7_scorecard with readme: True"
+    assert block.strip() == page.for_readme(card), "run 7_scorecard with readme: True"
 
 
 def test_the_readme_is_updated_between_its_marks(records, tmp_path):
@@ -118,7 +118,7 @@ def test_the_readme_is_updated_between_its_marks(records, tmp_path):
     path = tmp_path / "README.md"
     path.write_text(f"before\n{page.MARKS[0]}\nold\n{page.MARKS[1]}\nafter\n")
     page.update_readme(card, path)
-    assert path.read_text() == f"before\n{page.MARKS[0]}\n\n{page.markdown(card)}\n\n{page.MARKS[1]}\nafter\n"
+    assert path.read_text() == f"before\n{page.MARKS[0]}\n\n{page.for_readme(card)}\n\n{page.MARKS[1]}\nafter\n"
     path.write_text("no place\n")
     with pytest.raises(ValueError, match="has no place for the scorecard: mark one by <!-- scorecard -->"):
         page.update_readme(card, path)

@@ -114,4 +114,4 @@ def test_findings_name_claims_and_verdicts(make, records):
     ]
     found = responses.findings([make(9, 9, layers=layers(56), net="plain-56")])
     assert found[0] == "Gradients do not vanish: partly (digits, recipe digits, 1,100 iterations, float32)."
-    assert found[1] == "  What enters a 3x3 layer of plain-56 has a variance of 1 at least (one run)."
+    assert found[3] == "  What enters a 3x3 layer of plain-56 has a variance of 1 at least (one run): holds."
