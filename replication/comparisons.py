@@ -48,17 +48,14 @@ class Measured(NamedTuple):
     digits: int = 2
     words: tuple[str, str] = ("lower", "higher")
 
-    def value(self, number):
-        return f"{number:,.{self.digits}f}{self.unit}"
-
-    def apart(self, difference):
-        """In words, how a net compares to another, of which it is a ``difference`` below."""
-        shown = f"{abs(difference):,.{self.digits}f}"
-        return (
-            f"{shown}{self.points} {self.words[difference < 0]} than"
-            if float(shown.replace(",", ""))
-            else "the same as"
-        )
+    def compared(self, net, ours, other, theirs, notes):
+        """In words, how the mean of a net's values compares to that of another's."""
+        difference = mean_of(theirs) - mean_of(ours)
+        apart = f"{abs(difference):,.{self.digits}f}{self.points} {self.words[difference < 0]} than"
+        if round(abs(difference), self.digits) == 0:
+            apart = "the same as"
+        values = [f"{mean_of(values):,.{self.digits}f}{self.unit}" for values in (ours, theirs)]
+        return f"{net} {self.says} {values[0]}, {apart} {other} with {values[1]} ({'; '.join(notes)})"
 
 
 def _early(record):
@@ -107,12 +104,18 @@ RESPONSE = Measured("has a mean response of", lambda record: mean_response(recor
 RESIDUAL_SIZE = Measured(
     "has residual functions of a mean size, relative to the shortcuts, of",
     lambda record: mean_residual(record.layers),
-    *("", "", 0.05),
+    unit="",
+    points="",
+    one_run=0.05,
 )
 BEGINNING = Measured(
     "is below a training error of 80 % after",
     _beginning,
-    *(" iterations", " iterations", 100, 0, ("earlier", "later")),
+    unit=" iterations",
+    points=" iterations",
+    one_run=100,
+    digits=0,
+    words=("earlier", "later"),
 )
 WARMUP = Measured("is warmed up for", _warmup)
 
@@ -151,14 +154,9 @@ class Group:
         else:
             # Two trained nets may well differ on these images, and yet by no more than two seeds of the same net do.
             clear = abs(difference) > measured.one_run and (paired is None or paired.differ == paired.pairs)
-        if paired is not None:
-            notes.append(paired.text)
-        text = (
-            f"{net} {measured.says} {measured.value(mean_of(ours))}, {measured.apart(difference)} {other} with "
-            f"{measured.value(mean_of(theirs))} ({'; '.join(notes)})"
-        )
+        notes += [paired.text] if paired is not None else []
         outcome = "unclear" if not clear else "holds" if difference > 0 else "fails"
-        return Check(outcome, text, runs, (net, other), role)
+        return Check(outcome, measured.compared(net, ours, other, theirs, notes), runs, (net, other), role)
 
     def alike(self, net, other, measured=TEST, within=ABOUT_EQUAL, role="decides"):
         """Check that the means of two nets differ by no more than ``within``, which single runs can only refute."""
@@ -174,13 +172,9 @@ class Group:
             notes.append(f"95 % interval {shown[0]:.2f} to {shown[1]:.2f}")
         paired = self._paired(net, other) if measured is TEST else None
         notes += [paired.text] if paired is not None else []
-        text = (
-            f"{net} {measured.says} {measured.value(mean_of(ours))}, {measured.apart(difference)} {other} with "
-            f"{measured.value(mean_of(theirs))} ({'; '.join(notes)})"
-        )
         inside = runs > 1 and -within <= low and high <= within
         outcome = "holds" if inside else "fails" if low > within or high < -within else "unclear"
-        return Check(outcome, text, runs, (net, other), role)
+        return Check(outcome, measured.compared(net, ours, other, theirs, notes), runs, (net, other), role)
 
     def equal(self, net, other, name, role="decides"):
         """Check that two nets have the same count of something in their summaries."""

@@ -179,8 +179,8 @@ def save(card, records, folder, figures=()):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    said, rows, seen = summary(card, records), card.to_dict("records"), readable(card)
-    told = {"summary": said, "table_6": _plain(distances(records)), "verdicts": rows}
+    said, rows, seen, table_6 = summary(card, records), card.to_dict("records"), readable(card), distances(records)
+    told = {"summary": said, "table_6": _plain(table_6), "verdicts": rows}
     write(folder / "scorecard.json", json_text(told))
     write(folder / "table.csv", _flat(card).to_csv(index=False, lineterminator="\n"))
     write(folder / "table.md", f"{markdown(card)}\n\n{listing(card, folder)}\n")
@@ -197,7 +197,7 @@ def save(card, records, folder, figures=()):
         matrix=seen.to_numpy().tolist(),
         claims=[found[0] for found in by_claim.values()],
         rows=by_claim,
-        distances=distances(records).to_dict("records"),
+        distances=table_6.to_dict("records"),
         deviations=_items(deviations()),
         figures={caption: _picture(folder / f"{name}.svg") for caption, name in dict(figures).items()},
         notebooks=_notebooks(folder),

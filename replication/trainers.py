@@ -289,9 +289,9 @@ class _Training:
                 views = self.dataset.views(
                     images, self.device, self.group[:2], failed=self.batches.unreadable, **self.reading
                 )
-                kept = []
+                kept = [] if part == "test" and self.iteration == self.recipe.iterations else None
                 error, measured = evaluate.single_view(self.net, views, self.device, self.run.precision, kept)
-                if part == "test" and self.iteration == self.recipe.iterations:
+                if kept is not None:
                     self._keep_predictions(torch.cat(kept, dim=1))
             row |= {f"{part}_error": error, f"{part}_loss": measured}
         if self.iteration in self.layer_points:
