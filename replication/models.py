@@ -23,6 +23,27 @@ def conv(in_channels, out_channels, size, stride=1):
     return nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Torch's batch norm; where it is compiled for a CPU, written out in sums that are taken in one pass (section 3.4).
+
+    What torch.compile makes of its own takes about a fifth more of a step's time in bfloat16, and keeps mean and
+    deviation for the backward pass in bfloat16, too. Here both stay in float32.
+    """
+
+    def forward(self, x):
+        if not (self.training and torch.compiler.is_compiling() and x.device.type == "cpu"):
+            return super().forward(x)
+        count, values = x.numel() // x.shape[1], x.float()
+        mean = values.mean((0, 2, 3))
+        variance = ((values * values).mean((0, 2, 3)) - mean * mean).clamp_min(0)
+        factor = self.weight * (variance + self.eps).rsqrt()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        shift = self.bias - mean * factor
+        return (values * factor[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
 class ZeroPadding(nn.Module):
     """Shortcut A: every ``stride``-th pixel of ``(N, C, H, W)``, then ``extra`` zero channels behind it."""
 
@@ -36,7 +57,7 @@ class ZeroPadding(nn.Module):
 
 def projection(in_channels, out_channels, stride):
     """Shortcuts B and C: a 1x1 convolution and its batch norm."""
-    return nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(conv(in_channels, out_channels, 1, stride), BatchNorm(out_channels))
 
 
 def shortcut_path(shortcut, in_channels, out_channels, stride):
@@ -55,8 +76,8 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels, width, stride, shortcut):
         super().__init__()
         self.residual = shortcut is not None
-        self.conv1, self.bn1 = conv(in_channels, width, 3, stride), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv(width, width, 3), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = conv(in_channels, width, 3, stride), BatchNorm(width)
+        self.conv2, self.bn2 = conv(width, width, 3), BatchNorm(width)
         self.downsample = shortcut_path(shortcut, in_channels, width, stride) if self.residual else None
 
     def forward(self, x):
@@ -77,9 +98,9 @@ class Bottleneck(nn.Module):
         out_channels = self.expansion * width
         self.residual = True
         first, second = (stride, 1) if stride_on == "1x1" else (1, stride)
-        self.conv1, self.bn1 = conv(in_channels, width, 1, first), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv(width, width, 3, second), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = conv(width, out_channels, 1), nn.BatchNorm2d(out_channels)
+        self.conv1, self.bn1 = conv(in_channels, width, 1, first), BatchNorm(width)
+        self.conv2, self.bn2 = conv(width, width, 3, second), BatchNorm(width)
+        self.conv3, self.bn3 = conv(width, out_channels, 1), BatchNorm(out_channels)
         self.downsample = shortcut_path(shortcut, in_channels, out_channels, stride)
 
     def forward(self, x):
@@ -98,7 +119,7 @@ class Net(nn.Module):
 
     def __init__(self, stem, block, widths, blocks, classes, **variant):
         super().__init__()
-        self.conv1, self.bn1 = stem, nn.BatchNorm2d(stem.out_channels)
+        self.conv1, self.bn1 = stem, BatchNorm(stem.out_channels)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem.stride == (2, 2) else None
         self.stages = len(widths)
         channels = stem.out_channels

@@ -116,7 +116,9 @@ def _train_in_pool(runs, results, data, processes, workers, bar):
     theirs, ours = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, _start_worker, (theirs,))
     try:
-        return _follow(_submit(pool, runs, results, data, processes), results, bar)
+        with _huge_pages():
+            futures = _submit(pool, runs, results, data, processes)
+        return _follow(futures, results, bar)
     except BaseException:
         ours.close()  # an interrupt waits for no training: the workers end at once, their checkpoints stay
         raise
@@ -165,6 +167,19 @@ def _last_row(path):
 
 def _title(runs):
     return runs[0].id if len(runs) == 1 else f"{len(runs)} runs"
+
+
+@contextlib.contextmanager
+def _huge_pages():
+    """Have processes started meanwhile ask Linux for huge pages: glibc reads this before anything else runs."""
+    name, before = "GLIBC_TUNABLES", os.environ.get("GLIBC_TUNABLES")
+    if before is None:
+        os.environ[name] = "glibc.malloc.hugetlb=1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 def _start_worker(pipe):

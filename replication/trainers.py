@@ -15,11 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from replication import data as datasets
-from replication import evaluate, measure, models, runs
+from replication import evaluate, measure, runs, steps
 from replication.images import cores
 from replication.processes import launch, members
 
@@ -28,6 +26,7 @@ MEASUREMENTS = 10  # of what passes through the layers, after the one at the sta
 CHECKPOINT_SECONDS = 60
 ONE_AT_A_TIME = threading.Lock()  # torch's generator, threads and convolution settings are the whole process's
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
+COMPILED_FROM = 1e13  # multiply-adds of all forward passes of a run: below, compiling takes longer than it saves
 
 
 def cost(run, size):
@@ -48,6 +47,15 @@ def threads_for(run, size, processes=1):
     function of run and machine alone, whatever else is trained beside it.
     """
     return int(min(max(1, cores() // processes), max(1, cost(run, size) // MULTIPLY_ADDS_A_THREAD)))
+
+
+def compiles(run, size, processes=1):
+    """Whether a run is trained on a compiled net, which changes the last digits of a result.
+
+    As the number of threads it is a function of run and machine alone: of long runs, where this machine can compile.
+    """
+    long = cost(run, size) * run.settings.iterations >= COMPILED_FROM
+    return long and processes == 1 and run.name.depth <= steps.DEEPEST_COMPILED and steps.can_compile()
 
 
 def recording_points(recipe, test_images):
@@ -128,16 +136,6 @@ def _computing(run, dataset, group):
         torch.set_num_threads(before)
 
 
-def _in_one_piece(net):
-    """Make all running means and variances of a net views of one tensor, quick to keep and average; returns it."""
-    layers = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    buffers = [(layer, name) for layer in layers for name in ("running_mean", "running_var")]
-    together = torch.cat([getattr(layer, name) for layer, name in buffers])
-    for (layer, name), part in zip(buffers, together.split([layer.num_features for layer, _ in buffers]), strict=True):
-        setattr(layer, name, part)
-    return together
-
-
 class _Training:
     """A run on its way: the net, its optimizer, the history so far.
 
@@ -149,7 +147,7 @@ class _Training:
         self.run, self.folder, self.fingerprint, self.group = run, folder, dataset.fingerprint, group
         self.recipe = run.settings
         check_processes(run, group.count)
-        self.device = f"cuda:{group.local_rank}" if torch.cuda.is_available() else "cpu"
+        self.device = steps.device_of(group)
         self.dataset = dataset.hold_out(run.holdout)
         self.reading = {"workers": max(1, cores() // group.local_count), "unreadable": run.unreadable}
         self.batches = self.dataset.batches(
@@ -159,50 +157,25 @@ class _Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
             net = run.name.build(len(self.dataset.classes))
-        self.net = net.to(self.device, memory_format=torch.channels_last).train()
-        self.running = _in_one_piece(self.net)
-        self.optimizer = torch.optim.SGD(
-            self.net.parameters(),
-            lr=self.recipe.lr,
-            momentum=self.recipe.momentum,
-            weight_decay=self.recipe.weight_decay,
-            fused=True,
-        )
+        self.compiled = compiles(run, dataset.size, group.count)
+        self.step = steps.Step(net, self.recipe, run.precision, group)
+        self.net, self.totals = self.step.net, self.step.totals
         self.batches.unreadable |= self.dataset.unreadable(run.unreadable)
         self.iteration, self.history, self.layers, self.unreadable = 0, [], [], {}
         self.seconds = self.training_seconds = 0.0
-        self.totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss and errors since the last row
         self._resume()
-        self.parallel = self.net
         if group.count > 1:
             self._check_alike()
-            self.parallel = DistributedDataParallel(
-                self.net,
-                device_ids=[group.local_rank] if torch.cuda.is_available() else None,
-                gradient_as_bucket_view=True,
-            )
-            self._settle()
-
-    def _settle(self):
-        """One backward pass for nothing: after its first, torch orders the sums of gradients anew.
-
-        In an undisturbed run that would come after the first iteration, in one that goes on after some other.
-        """
-        before = self.running.clone()
-        with models.autocast(self.device, self.run.precision):
-            outputs = self.parallel(torch.zeros(2, 3, *self.dataset.size, device=self.device))
-        outputs.float().sum().backward()
-        self.optimizer.zero_grad()
-        self.running.copy_(before)
+        self.step.begin(self.dataset.size, self.compiled)
 
     def finish(self):
         """Train to the last iteration and write the record; the summary comes last, since it says that all is there."""
         self._write("run.json", runs.run_text(self.run, self.fingerprint))
-        self._write("environment.json", runs.json_text(environment(self.device, self.group.count)))
+        self._write("environment.json", runs.json_text(environment(self.device, self.group.count, self.compiled)))
         self._report_unreadable()
         self.started = self.saved = time.perf_counter()
         while self.iteration < self.recipe.iterations:
-            self._step()
+            self._train()
             if self._due():
                 self._record()
             if self.group.rank == 0 and time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
@@ -232,42 +205,13 @@ class _Training:
             return self.iteration % self.recipe.warmup.window == 0
         return self.iteration in self.points
 
-    def _step(self):
+    def _train(self):
         images, labels = self.batches(self.iteration)
         self.rate = self.recipe.learning_rate(self.iteration, self.history)
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self.rate
-        self.optimizer.zero_grad()
-        size = self.recipe.group
-        parts = list(zip(images.split(size), labels.split(size), strict=True))
-        self.seen = parts[0]
+        self.seen = images[: self.recipe.group], labels[: self.recipe.group]
         if self.iteration == 0:
             self._measure_layers()
-        # Summed on the device and read back only when a row is recorded: no step waits for the one before.
-        sums = torch.zeros_like(self.totals)
-        if len(parts) > 1:
-            before, moved = self.running.clone(), torch.zeros_like(self.running)
-        for images, labels in parts:
-            last = labels is parts[-1][1]
-            with contextlib.nullcontext() if last or self.group.count == 1 else self.parallel.no_sync():
-                with models.autocast(self.device, self.run.precision):
-                    logits = self.parallel(images)
-                logits = logits.float()
-                loss = F.cross_entropy(logits, labels)
-                (loss / len(parts)).backward()
-            wrong = (logits.detach().argmax(1) != labels).sum()
-            sums += torch.stack([loss.detach() * len(labels), wrong])
-            if len(parts) > 1:  # every group moves the running statistics from the same place, all by their mean
-                moved += self.running
-                self.running.copy_(before)
-        if len(parts) > 1:
-            self.running.copy_(moved / len(parts))
-        if self.group.count > 1:
-            dist.all_reduce(sums)
-            dist.all_reduce(self.running)
-            self.running /= self.group.count
-        self.optimizer.step()
-        self.totals += sums
+        self.step(images, labels, self.rate)
         self.iteration += 1
 
     def _record(self):
@@ -386,6 +330,7 @@ class _Training:
         state = {
             "fingerprint": self.fingerprint,
             "threads": torch.get_num_threads(),
+            "compiled": self.compiled,
             "iteration": self.iteration,
             "history": self.history,
             "layers": self.layers,
@@ -394,7 +339,7 @@ class _Training:
             "totals": self.totals,
             "unreadable": self.unreadable,
             "net": self.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.step.optimizer.state_dict(),
         }
         runs.write(self.folder / "checkpoint.pt", lambda file: torch.save(state, file))
         self.saved = time.perf_counter()
@@ -410,15 +355,16 @@ class _Training:
                 f"or remove {self.folder} to begin again"
             )
         torch.set_num_threads(state["threads"])
+        self.compiled = state["compiled"] and steps.can_compile()
         self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.step.optimizer.load_state_dict(state["optimizer"])
         self.totals.copy_(state["totals"])
         for name in ("iteration", "history", "layers", "seconds", "training_seconds", "unreadable"):
             setattr(self, name, state[name])
 
 
-def environment(device, processes=1):
-    """Versions, hardware and commit that a run was made with."""
+def environment(device, processes=1, compiled=False):
+    """Versions, hardware and commit that a run was made with, and whether its net was compiled."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -430,6 +376,7 @@ def environment(device, processes=1):
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "processes": processes,
         "threads": torch.get_num_threads(),
+        "compiled": compiled,
         **_commit(),
     }
 

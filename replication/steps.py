@@ -1,0 +1,181 @@
+"""One step of training, made fast: the net compiled where that pays, on a GPU the whole step replayed as a graph."""
+
+import contextlib
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from replication import models
+from replication.processes import Group
+
+EAGER_STEPS = 3  # before a CUDA graph is captured: libraries set up what they need, and so does the optimizer
+DEEPEST_COMPILED = 152  # layers: the time to compile grows with depth, to more than half an hour at 1202
+
+
+def device_of(group=Group()):  # noqa: B008 (a tuple)
+    """Where a process of a group trains: the CUDA device that is its own if there is one, else the CPU."""
+    return f"cuda:{group.local_rank}" if torch.cuda.is_available() else "cpu"
+
+
+def can_compile():
+    """Whether this machine has what ``torch.compile`` needs, and it is not disabled by ``TORCH_COMPILE_DISABLE=1``."""
+    if os.environ.get("TORCH_COMPILE_DISABLE") == "1" or not sys.platform.startswith("linux"):
+        return False
+    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    return headers and compiler is not None
+
+
+def compiled(net):
+    """A net as ``torch.compile`` makes it: it computes the same up to rounding, with fewer ways through the memory.
+
+    A CPU gets what is used twice computed once and kept; by default batch norm's factors were computed for every pixel.
+    """
+    on_cpu = next(net.parameters()).device.type == "cpu"
+    return torch.compile(net, dynamic=False, options={"realize_reads_threshold": 1} if on_cpu else None)
+
+
+def in_one_piece(net):
+    """Make all running means and variances of a net views of one tensor, quick to keep and average; returns it."""
+    layers = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    buffers = [(layer, name) for layer in layers for name in ("running_mean", "running_var")]
+    together = torch.cat([getattr(layer, name) for layer, name in buffers])
+    for (layer, name), part in zip(buffers, together.split([layer.num_features for layer, _ in buffers]), strict=True):
+        setattr(layer, name, part)
+    return together
+
+
+class Step:
+    """Moves the weights of a net by one batch: ``step(images, labels, rate)``.
+
+    net: on ``device_of(group)``; it is put into training mode and the layout of channels last.
+    recipe: a ``Recipe``; precision: "float32" or "bfloat16".
+    group: the processes that share every batch, of which each is called with its part.
+
+    ``totals`` sums loss and wrong predictions over the images seen, on the device: nothing is read back in a step, so
+    none waits for the one before. On a GPU a process of its own captures the whole step, forward, backward and update,
+    as a CUDA graph after a few iterations and replays it from then on.
+    """
+
+    def __init__(self, net, recipe, precision, group=Group()):  # noqa: B008 (a tuple)
+        self.device = device_of(group)
+        self.net = net.to(self.device, memory_format=torch.channels_last).train()
+        self.recipe, self.precision, self.group = recipe, precision, group
+        self.running = in_one_piece(self.net)
+        self.optimizer = torch.optim.SGD(
+            self.net.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self.totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss and errors since they were read
+        self.forward = self.net
+        # A captured step reads its rate and its batch from these places; eager ones on a CPU take numbers as they come.
+        self.capturing = self.device.startswith("cuda") and group.count == 1
+        self.rate = torch.tensor(recipe.lr, device=self.device) if self.capturing else None
+        self.graph, self.inputs, self.eager_steps = None, None, 0
+
+    def begin(self, size, compile=False):
+        """Compile the net, or have the processes of a group add up their gradients.
+
+        Called once what is to be loaded into the net is loaded; ``size``: height and width of the images. In a group
+        one backward pass is made for nothing: after its first, torch orders the sums of gradients anew, which in an
+        undisturbed run would come after the first iteration, in one that goes on after some other.
+        """
+        if compile:
+            self.forward = compiled(self.net)
+        if self.group.count == 1:
+            return
+        self.forward = DistributedDataParallel(
+            self.net,
+            device_ids=[self.group.local_rank] if torch.cuda.is_available() else None,
+            gradient_as_bucket_view=True,
+        )
+        before = self.running.clone()
+        with models.autocast(self.device, self.precision):
+            outputs = self.forward(torch.zeros(2, 3, *size, device=self.device))
+        outputs.float().sum().backward()
+        self.optimizer.zero_grad()
+        self.running.copy_(before)
+
+    def __call__(self, images, labels, rate):
+        """One iteration on images ``(N, 3, H, W)`` and labels ``(N,)`` of this process at a learning rate."""
+        if not self.capturing:
+            self._set_rate(rate)
+            self._compute(images, labels)
+            return
+        self.rate.fill_(rate)
+        self._set_rate(self.rate)
+        if self.eager_steps < EAGER_STEPS:
+            self.eager_steps += 1
+            self._beside(images, labels)
+            return
+        if self.graph is None:
+            self._capture(images, labels)
+        if self.graph is None:  # it could not be captured
+            self._compute(images, labels)
+            return
+        for place, part in zip(self.inputs, (images, labels), strict=True):
+            place.copy_(part)
+        self.graph.replay()
+
+    def _set_rate(self, rate):
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+
+    def _beside(self, images, labels):
+        """An iteration on a stream of its own, as torch asks for before it captures one."""
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._compute(images, labels)
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def _capture(self, images, labels):
+        """Capture a step; nothing is computed yet, so that the net is left as it was if this fails."""
+        inputs, graph = (images.clone(), labels.clone()), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._compute(*inputs)
+        except RuntimeError as error:
+            print(f"a step could not be captured as a CUDA graph, training goes on without: {error}")
+            self.capturing = False
+            return
+        self.graph, self.inputs = graph, inputs
+
+    def _compute(self, images, labels):
+        self.optimizer.zero_grad()
+        size = self.recipe.group or len(labels)
+        parts = list(zip(images.split(size), labels.split(size), strict=True))
+        sums = torch.zeros_like(self.totals)
+        if len(parts) > 1:
+            before, moved = self.running.clone(), torch.zeros_like(self.running)
+        for images, labels in parts:
+            last = labels is parts[-1][1]
+            with contextlib.nullcontext() if last or self.group.count == 1 else self.forward.no_sync():
+                with models.autocast(self.device, self.precision):
+                    logits = self.forward(images)
+                logits = logits.float()
+                loss = F.cross_entropy(logits, labels)
+                (loss / len(parts)).backward()
+            wrong = (logits.detach().argmax(1) != labels).sum()
+            sums += torch.stack([loss.detach() * len(labels), wrong])
+            if len(parts) > 1:  # every group moves the running statistics from the same place, all by their mean
+                moved += self.running
+                self.running.copy_(before)
+        if len(parts) > 1:
+            self.running.copy_(moved / len(parts))
+        if self.group.count > 1:
+            dist.all_reduce(sums)
+            dist.all_reduce(self.running)
+            self.running /= self.group.count
+        self.optimizer.step()
+        self.totals += sums
