@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import math
+import multiprocessing
 import os
 import shutil
 import warnings
@@ -310,6 +311,8 @@ class _Places(torch.utils.data.Sampler):
 
 
 def _loader(reader, collated, places, workers=None, pinned=False):
+    if multiprocessing.current_process().daemon:
+        workers = 0  # as the processes of a Dask worker are: they may start no others
     loader = torch.utils.data.DataLoader(
         reader,
         batch_sampler=_Places(places),

@@ -190,13 +190,19 @@ def save_errors(table, folder, published=TABLE_6, name="table"):
     write_table(table, f"{text}\n\n{caution(table)}\n", folder, name)
 
 
-def save_table(table, folder, name="table"):
-    """Write any other table to ``<name>.csv`` and ``<name>.md``."""
+def save_table(table, folder, name="table", shown=None, note=""):
+    """Write any other table to ``<name>.csv`` and ``<name>.md``, where its place is taken by ``shown``, if given.
+
+    note: a sentence below the table.
+    """
     numbers = table.select_dtypes("number").columns
-    shown = table.assign(**{column: [_number(value) for value in table[column]] for column in numbers})
-    aligned = ["right" if column in numbers else "left" for column in table]
+    if shown is None:
+        shown = table.assign(**{column: [_number(value) for value in table[column]] for column in numbers})
+        aligned = ["right" if column in numbers else "left" for column in table]
+    else:
+        aligned = ["left", *["right"] * (shown.shape[1] - 1)]
     text = shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
-    write_table(table, text + "\n", folder, name)
+    write_table(table, f"{text}\n\n{note}\n" if note else f"{text}\n", folder, name)
 
 
 def write_table(table, text, folder, name="table"):
@@ -269,6 +275,31 @@ def figure_4(records):
     panels = {words: nets for words, nets in panels.items() if nets} or {"not in the paper's figure": run}
     shown = {net for nets in panels.values() for net in nets}
     return figure_6([record for record in records if record.net in shown], panels)
+
+
+def speeds(table):
+    """Images per second of the common loop and of ours, one panel for each net; ``table`` as of ``speed.summarized``.
+
+    Bars are medians, lines run from the slowest round to the fastest.
+    """
+    nets = list(table["net"].unique())
+    figure, panels = plt.subplots(1, len(nets), figsize=(4.2 * len(nets), 2.4), squeeze=False, layout="constrained")
+    for axes, net in zip(panels[0], nets, strict=True):
+        group = table[table["net"] == net]
+        first = group.iloc[0]
+        bars = [("common loop", first["common"], first["common_min"], first["common_max"], "", "0.6")]
+        for row, colour in zip(group.itertuples(), sns.color_palette("Blues", 4)[1::2], strict=False):
+            bars.append((f"ours, {row.precision}", row.ours, row.ours_min, row.ours_max, f"{row.ratio:.1f}x", colour))
+        for place, (_, middle, low, high, ratio, colour) in enumerate(bars):
+            axes.barh(place, middle, xerr=[[middle - low], [high - middle]], color=colour, ecolor="0.2", height=0.7)
+            axes.annotate(
+                f"{middle:,.0f}  {ratio}", (high, place), (5, 0), textcoords="offset points", va="center", fontsize=10
+            )
+        axes.set(title=net, xlabel="images per second", xlim=(0, 1.4 * max(high for _, _, _, high, *_ in bars)))
+        axes.set_yticks(range(len(bars)), [name for name, *_ in bars])
+        axes.invert_yaxis()
+        sns.despine(ax=axes)
+    return figure
 
 
 def _histories(records):

@@ -285,6 +285,15 @@ def write(path, content):
         part.unlink(missing_ok=True)
 
 
+def keep(run, files, results="results"):
+    """Write the files of a run's record, {name: bytes}, that was made elsewhere: the summary last."""
+    folder = run.folder(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sorted(files, key=lambda name: name == "summary.json"):
+        write(folder / name, lambda file, content=files[name]: file.write(content))
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
 def choice(field, value, choices):
     """``value`` if it is one of the choices, else a ValueError that names them and the nearest."""
     if isinstance(value, str) and value in choices:

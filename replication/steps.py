@@ -38,6 +38,7 @@ def compiled(net):
 
     A CPU gets what is used twice computed once and kept; by default batch norm's factors were computed for every pixel.
     """
+    torch.compiler.reset()  # torch keeps a few variants only, and those of nets trained before are not needed
     on_cpu = next(net.parameters()).device.type == "cpu"
     return torch.compile(net, dynamic=False, options={"realize_reads_threshold": 1} if on_cpu else None)
 

@@ -5,15 +5,17 @@ import ctypes
 import multiprocessing
 import os
 import threading
+import time
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from replication import clusters, forecasts, trainers
 from replication import data as datasets
-from replication import trainers
 from replication.images import cores, progress_bar
-from replication.runs import Run, finished
+from replication.runs import Run, finished, keep
 
 POLL_SECONDS = 0.5
 
@@ -22,20 +24,27 @@ class RunsFailedError(RuntimeError):
     """Some runs failed; those that did not are finished and will be loaded when asked for again."""
 
 
-def run_all(runs, results="results", data="data", executor=None, processes=1):
+def run_all(runs, results="results", data="data", executor=None, processes=1, weights=False):
     """Train what is missing, load what is finished: a list of records in the order of ``runs``.
 
-    Runs are trained in processes of their own, as many side by side as the cores allow; or on ``executor``, any
-    ``concurrent.futures`` executor whose workers see the same folders. With ``processes``, runs are trained one after
-    the other, each by that many processes that share its batches. Finished runs need neither data nor training.
-    A progress bar shows iterations and current training errors. In a script, call this under
+    Runs are trained in processes of their own, as many side by side as the cores allow; or on ``executor``:
+
+    - the address of a Dask scheduler, such as "tcp://10.0.0.5:8786", or a Dask client. Its workers need this package,
+      but not these folders: each trains in a folder of its own, finds its images in ``data`` from where it was started,
+      and sends the small files of the record back, which are written here; with ``weights`` the trained weights, too.
+      What a worker that dies was training is tried again on another.
+    - any other ``concurrent.futures`` executor, whose workers see the same folders.
+
+    With ``processes``, runs are trained one after the other, each by that many processes that share its batches.
+    Finished runs need neither data nor training. Before training a few iterations are measured, and what all will take
+    is printed; a progress bar shows iterations and current training errors. In a script, call this under
     ``if __name__ == "__main__":``, since the processes that train import the script.
 
     Raises TypeError or ValueError before anything is trained or written when an entry is no ``Run``, a data set cannot
-    be loaded, ``processes`` cannot share a batch, or a finished run was made from other images than are there now;
-    RunsFailedError, naming each failed run and its error, after all others are finished.
+    be loaded, ``processes`` cannot share a batch, a finished run was made from other images than are there now, or no
+    Dask scheduler answers; RunsFailedError, naming each failed run and its error, after all others are finished.
     """
-    runs = list(runs)
+    runs, on_cluster = list(runs), clusters.is_one(executor)
     for run in runs:
         if not isinstance(run, Run):
             raise TypeError(f"{run!r} is no Run: make one with Run(net, dataset, ...)")
@@ -45,12 +54,15 @@ def run_all(runs, results="results", data="data", executor=None, processes=1):
         raise ValueError(
             f"processes {processes}: an executor's workers train in one process each, leave one of the two"
         )
-    results, data = Path(results).absolute(), Path(data).absolute()
+    results, here = Path(results).absolute(), Path(data).absolute()
     done = {run: finished(run, results) for run in runs}
-    _check_data([record for record in done.values() if record is not None], data)
+    _check_data([record for record in done.values() if record is not None], here)
     missing = [run for run, record in done.items() if record is None]
-    if missing:
-        _train(missing, results, data, executor, processes)
+    if missing and on_cluster:
+        with clusters.connected(executor) as cluster:
+            _train_there(missing, results, data, cluster, weights)
+    elif missing:
+        _train(missing, results, here, executor, processes)
     records = [finished(run, results) for run in runs]
     for record in dict(zip(runs, records, strict=True)).values():
         if record.summary.get("unreadable"):
@@ -77,50 +89,118 @@ def _check_data(records, data):
                 )
 
 
-def _train(runs, results, data, executor, processes):
-    # Loaded here first, so that bad data fails at once and the workers find it downloaded and decoded.
+class _Images(NamedTuple):
+    """What training needs to know of the data sets of some runs, by name."""
+
+    size: dict
+    test_images: dict
+    fingerprint: dict
+
+
+def _loaded(runs, data):
+    """Load the runs' data sets once, so that bad data fails at once and the workers find it downloaded and decoded."""
+    images = _Images({}, {}, {})
     loaded = {name: datasets.load(name, data) for name in dict.fromkeys(run.dataset for run in runs)}
     for name, count, unreadable in dict.fromkeys((run.dataset, run.holdout, run.unreadable) for run in runs):
         loaded[name].hold_out(count).unreadable(unreadable)
-    sizes = {name: dataset.size for name, dataset in loaded.items()}
-    del loaded
-    costs = {run: trainers.cost(run, sizes[run.dataset]) * run.settings.iterations for run in runs}
-    runs = sorted(runs, key=costs.get, reverse=True)  # the longest first: none is left running alone at the end
-    total = sum(run.settings.iterations for run in runs)
-    with progress_bar(total, _title(runs), "iterations") as bar:
+    for name, dataset in loaded.items():
+        images.size[name], images.fingerprint[name] = dataset.size, dataset.fingerprint
+        images.test_images[name] = len(dataset.test.labels)
+    return images
+
+
+def _longest_first(runs, size):
+    """So that none is left running alone at the end."""
+    costs = {run: trainers.cost(run, size[run.dataset]) * run.settings.iterations for run in runs}
+    return sorted(runs, key=costs.get, reverse=True)
+
+
+def _train(runs, results, data, executor, processes):
+    images = _loaded(runs, data)
+    runs = _longest_first(runs, images.size)
+    with _timed() as forecast:
         if executor is not None:
-            errors = _follow(_submit(executor, runs, results, data), results, bar)
+            forecast(executor, runs, images)
+            with _bar(runs) as bar:
+                errors = _follow(_submit(executor, runs, results, data), results, bar)
         else:
-            threads = max(trainers.threads_for(run, sizes[run.dataset]) for run in runs)
+            threads = max(trainers.threads_for(run, images.size[run.dataset]) for run in runs)
             alone = torch.cuda.is_available() or processes > 1
             workers = 1 if alone else min(len(runs), max(1, cores() // threads))
-            errors = _train_locally(runs, results, data, processes, workers, bar)
+            errors = _train_locally(runs, results, data, processes, workers, images, forecast)
+        _raise(errors, len(runs))
+
+
+def _raise(errors, count):
     if errors:
         listing = "\n".join(f"  {run.id}: {type(error).__name__}: {error}" for run, error in errors.items())
         raise RunsFailedError(
-            f"{len(errors)} of {len(runs)} runs failed, the others are finished and are not trained again:\n{listing}"
+            f"{len(errors)} of {count} runs failed, the others are finished and are not trained again:\n{listing}"
         ) from next(iter(errors.values()))
 
 
-def _train_locally(runs, results, data, processes, workers, bar):
-    errors = _train_in_pool(runs, results, data, processes, workers, bar)
+@contextlib.contextmanager
+def _timed():
+    """Gives what prints how long some runs will take on some workers; prints at the end how close it came."""
+    expected, started = None, time.monotonic()
+
+    def forecast(executor, runs, images, workers=1, processes=1):
+        nonlocal expected, started
+        try:
+            workers = min(workers, len(runs))
+            expected = forecasts.seconds(executor, runs, images.size, images.test_images, workers, processes)
+        except (RuntimeError, OSError, MemoryError) as error:  # the runs themselves will tell, if it is theirs, too
+            print(f"No estimate of the time: {type(error).__name__}: {error}")
+            return
+        together = f", {workers} side by side" if workers > 1 else ""
+        print(f"Training {len(runs)} run{'s' * (len(runs) > 1)}{together}: about {forecasts.in_words(expected)}.")
+        started = time.monotonic()
+
+    yield forecast
+    if expected is not None:
+        took = forecasts.in_words(time.monotonic() - started)
+        print(f"It took {took}, where {forecasts.in_words(expected)} were expected.")
+
+
+def _bar(runs):
+    total = sum(run.settings.iterations for run in runs)
+    return progress_bar(total, runs[0].id if len(runs) == 1 else f"{len(runs)} runs", "iterations")
+
+
+def _train_locally(runs, results, data, processes, workers, images, forecast):
+    with local_pool(workers) as pool:
+        forecast(pool, runs, images, workers, processes)
+        with _bar(runs) as bar:
+            errors = _train_in(pool, runs, results, data, processes, bar)
     for run in [run for run, error in errors.items() if isinstance(error, BrokenExecutor)]:
         # A worker that dies takes its pool along, with runs that are none the worse: each is tried again by itself.
         del errors[run]
-        errors |= _train_in_pool([run], results, data, processes, 1, bar)
+        with local_pool(1) as pool, _bar([run]) as bar:
+            errors |= _train_in(pool, [run], results, data, processes, bar)
     return errors
 
 
-def _train_in_pool(runs, results, data, processes, workers, bar):
+def _train_in(pool, runs, results, data, processes, bar):
+    try:
+        futures = _submit(pool, runs, results, data, processes)
+    except BrokenExecutor as error:  # a worker died before it was given anything
+        return dict.fromkeys(runs, error)
+    return _follow(futures, results, bar)
+
+
+@contextlib.contextmanager
+def local_pool(workers):
+    """Processes of this machine to train in. On an error here they end at once: their checkpoints stay."""
     context = multiprocessing.get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, _start_worker, (theirs,))
     try:
         with _huge_pages():
-            futures = _submit(pool, runs, results, data, processes)
-        return _follow(futures, results, bar)
+            for _ in range(workers):
+                pool.submit(os.getpid)  # starts a process
+        yield pool
     except BaseException:
-        ours.close()  # an interrupt waits for no training: the workers end at once, their checkpoints stay
+        ours.close()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -128,18 +208,40 @@ def _train_in_pool(runs, results, data, processes, workers, bar):
         theirs.close()
 
 
+def _train_there(runs, results, data, cluster, weights):
+    """Train on the workers of a cluster, and write here what they send."""
+    known = [run for run in runs if datasets.present(run.dataset, Path(data).absolute())]
+    images = _loaded(known, Path(data).absolute())
+    for run in runs:  # images that are not here are not checked here, and taken to be of the usual size
+        images.size.setdefault(run.dataset, (224, 224) if datasets.is_imagenet(run.dataset) else (32, 32))
+        images.test_images.setdefault(run.dataset, 0)
+    runs = _longest_first(runs, images.size)
+    with _timed() as forecast:
+        forecast(cluster.executor, runs, images, cluster.workers)
+        with _bar(runs) as bar:
+            futures = {
+                cluster.executor.submit(
+                    trainers.train_elsewhere, run, str(data), images.fingerprint.get(run.dataset), weights
+                ): run
+                for run in runs
+            }
+            _raise(_follow(futures, results, bar, keep=lambda run, files: keep(run, files, results)), len(runs))
+
+
 def _submit(executor, runs, results, data, processes=1):
     return {executor.submit(trainers.train, run, results, data, processes): run for run in runs}
 
 
-def _follow(futures, results, bar):
-    """Wait for the runs, show how far they are, return the error of each that failed."""
+def _follow(futures, results, bar, keep=None):
+    """Wait for the runs, show how far they are, return the error of each that failed; ``keep`` what they return."""
     errors, left = {}, set(futures)
     while left:
         done, left = wait(left, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
         for future in done:
             if future.exception() is not None:
                 errors[futures[future]] = future.exception()
+            elif keep is not None:
+                keep(futures[future], future.result())
         _show(futures.values(), results, bar)
     return errors
 
@@ -163,10 +265,6 @@ def _last_row(path):
         return int(fields[0]), float(fields[2])
     except (OSError, ValueError, IndexError):
         return None
-
-
-def _title(runs):
-    return runs[0].id if len(runs) == 1 else f"{len(runs)} runs"
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import subprocess
+import tempfile
 import threading
 import time
 import uuid
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from replication import data as datasets
 from replication import evaluate, measure, runs, steps
 from replication.images import cores
-from replication.processes import launch, members
+from replication.processes import Group, launch, members
 
 RECORDINGS = 100  # rows of a full history
 MEASUREMENTS = 10  # of what passes through the layers, after the one at the start
@@ -101,9 +102,26 @@ def train(run, results="results", data="data", processes=1, progress=False):
         return runs.finished(run, results)
     folder = run.folder(results)
     folder.mkdir(parents=True, exist_ok=True)
-    with ONE_AT_A_TIME, members() as group, _computing(run, dataset, group):
+    with members() as group, computing(run, dataset.size, group.local_count):
         _Training(run, dataset, folder, group).finish()
     return runs.finished(run, results)
+
+
+def train_elsewhere(run, data="data", fingerprint=None, weights=False):
+    """Train a run in a folder that is removed afterwards, and return the files of its record: {name: bytes}.
+
+    For workers that see no common folder. The weights are among the files if asked for.
+    Raises as ``train`` does, and ValueError for other images than those of the fingerprint.
+    """
+    images = datasets.load(run.dataset, data, progress=False)
+    if fingerprint not in (None, images.fingerprint):
+        raise ValueError(
+            f"{run.dataset!r} in {Path(data).absolute()} on {platform.node()} holds other images than are here: "
+            "put the same ones there"
+        )
+    with tempfile.TemporaryDirectory(prefix="replication-") as results:
+        folder = train(run, results, data).folder
+        return {path.name: path.read_bytes() for path in folder.iterdir() if weights or path.suffix != ".pt"}
 
 
 def check_processes(run, processes):
@@ -125,15 +143,27 @@ def check_devices(processes):
 
 
 @contextlib.contextmanager
-def _computing(run, dataset, group):
-    """The state of torch that a result depends on, put back afterwards: threads and exact, repeatable convolutions."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads_for(run, dataset.size, group.local_count))
-    try:
-        with evaluate.exact():
-            yield
-    finally:
-        torch.set_num_threads(before)
+def computing(run, size, processes=1, threads=None):
+    """The state of torch that a result depends on, put back afterwards: threads and exact, repeatable convolutions.
+
+    One run at a time has it: others in this process wait. ``threads``: left out, those of ``threads_for``.
+    """
+    with ONE_AT_A_TIME:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads or threads_for(run, size, processes))
+        try:
+            with evaluate.exact():
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def new_step(run, classes, group=Group()):  # noqa: B008 (a tuple)
+    """A run's net with its initial weights and what moves them: a ``Step``, not yet begun."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        net = run.name.build(classes)
+    return steps.Step(net, run.settings, run.precision, group)
 
 
 class _Training:
@@ -154,11 +184,8 @@ class _Training:
             self.recipe.batch, run.seed, self.device, group[:2], iterations=self.recipe.iterations, **self.reading
         )
         self.points, self.test_points, self.layer_points = recording_points(self.recipe, len(self.dataset.test.labels))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(run.seed)
-            net = run.name.build(len(self.dataset.classes))
         self.compiled = compiles(run, dataset.size, group.count)
-        self.step = steps.Step(net, self.recipe, run.precision, group)
+        self.step = new_step(run, len(self.dataset.classes), group)
         self.net, self.totals = self.step.net, self.step.totals
         self.batches.unreadable |= self.dataset.unreadable(run.unreadable)
         self.iteration, self.history, self.layers, self.unreadable = 0, [], [], {}

@@ -1,0 +1,56 @@
+"""A Dask cluster that runs are trained on; its package ``distributed`` is an optional extra."""
+
+import contextlib
+from concurrent.futures import Executor
+from typing import NamedTuple
+
+WAIT_SECONDS = 10  # for a scheduler to answer
+RETRY = "start one with 'dask scheduler' and workers with 'dask worker <address> --nthreads 1', or leave it out"
+
+
+class Cluster(NamedTuple):
+    """A ``concurrent.futures`` executor of a cluster, and the number of its workers."""
+
+    executor: Executor
+    workers: int
+
+
+def is_one(executor):
+    """Whether that is a cluster: an address or a Dask client.
+
+    Raises TypeError for what is no executor at all.
+    """
+    if executor is None or isinstance(executor, Executor):
+        return type(executor).__module__ == "distributed.cfexecutor"
+    if isinstance(executor, str) or type(executor).__module__ == "distributed.client":
+        return True
+    raise TypeError(
+        f"executor {executor!r}: give a concurrent.futures executor, the address of a Dask scheduler such as "
+        "'tcp://10.0.0.5:8786' or a Dask client, or leave it out to train on this machine"
+    )
+
+
+@contextlib.contextmanager
+def connected(executor):
+    """The cluster at an address, or that of a Dask client or of its executor. One at an address is left at the end.
+
+    Raises ValueError when ``distributed`` is not installed or no scheduler answers.
+    """
+    if isinstance(executor, Executor):
+        yield Cluster(executor, len(executor._client.nthreads()) or 1)
+        return
+    if not isinstance(executor, str):
+        yield Cluster(executor.get_executor(), len(executor.nthreads()) or 1)
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError(f"executor {executor!r}: for a Dask cluster install '.[dask]' ({error})") from error
+    try:
+        client = Client(executor, timeout=WAIT_SECONDS, set_as_default=False)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise ValueError(f"executor {executor!r}: no Dask scheduler answers there ({error}): {RETRY}") from error
+    try:
+        yield Cluster(client.get_executor(), len(client.nthreads()) or 1)
+    finally:
+        client.close()

@@ -1,0 +1,257 @@
+"""How fast this machine trains, beside the common loop and its own limit, and what the paper's protocols would take."""
+
+import multiprocessing
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from replication import forecasts, sweeps, trainers
+from replication.comparisons import interval_of_mean
+from replication.images import cores
+from replication.runs import PRECISIONS, Run, grid, net_names
+
+SIZE = (32, 32)  # of CIFAR's images
+BATCH = 128  # of the paper, and of the common loop
+WARM_UP = 3  # iterations that do not count
+COMPARED = ["net", "dataset", "iterations", "error", "seeds", *PRECISIONS, "difference", "low", "high"]
+WORDS = {
+    "common": "common loop, images/s",
+    "ours": "ours, images/s",
+    "ratio": "ours / common loop",
+    "limit": "limit of the matrix product, images/s",
+    "of_limit": "ours / limit",
+    "apart": "a thread each, images/s",
+    "together": "one run on all cores, images/s",
+    "threads": "threads chosen",
+    "difference": "bfloat16 less float32, points",
+}
+SQUARE = 2048  # rows and columns of the matrices whose product sets the limit
+
+
+def common_loop(net, iterations, workers=None):
+    """Images per second of the loop that most public replications share, on the same net (a name), 32x32 images.
+
+    float32, channels first, torchvision's PIL transforms in a DataLoader with ``workers`` processes (None: one for each
+    core), the loss read back in every iteration.
+    """
+    from torchvision import transforms
+
+    steps = [transforms.RandomCrop(SIZE, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    images = forecasts.random_images(SIZE, BATCH * (WARM_UP + iterations)).train
+    loader = torch.utils.data.DataLoader(
+        _Pictures(images, transforms.Compose([*steps, normalize])),
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=cores() if workers is None else workers,
+    )
+    device = trainers.steps.device_of()
+    net = Run(net, "cifar10").name.build(classes=10).to(device).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9, weight_decay=1e-4)
+    for iteration, (inputs, labels) in enumerate(loader):
+        if iteration == WARM_UP:
+            started = time.perf_counter()
+        inputs, labels = inputs.to(device), labels.to(device)
+        loss = F.cross_entropy(net(inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+    return BATCH * iterations / (time.perf_counter() - started)
+
+
+class _Pictures(torch.utils.data.Dataset):
+    def __init__(self, images, transform):
+        self.images, self.transform = images, transform
+
+    def __len__(self):
+        return len(self.images.labels)
+
+    def __getitem__(self, index):
+        return self.transform(Image.fromarray(self.images.pixels[index])), self.images.labels[index]
+
+
+def matrix_product(precision, repeats=10):
+    """Floating-point operations per second of a product of square matrices: the most that this machine computes."""
+    device, kind = trainers.steps.device_of(), getattr(torch, precision)
+    one, other = (torch.randn(SQUARE, SQUARE, device=device).to(kind) for _ in range(2))
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        (one @ other)[0, 0].item()
+        seconds.append(time.perf_counter() - started)
+    return 2 * SQUARE**3 / statistics.median(seconds)
+
+
+def compare(nets, rounds=5, iterations=20, precisions=("float32", "bfloat16"), workers=None):
+    """Our training against the common loop, alternating: a row for each net, precision and round.
+
+    Columns: net, precision, round; common, ours: images per second; ratio; limit: the images per second that the matrix
+    product of this precision would allow if it were all there is to a step.
+    Each side runs in a process of its own, ours as a run is trained, the other as a user would start it; one waits
+    while the other is timed. Compiling is not timed.
+    """
+    rows, spawn = [], multiprocessing.get_context("spawn")
+    limits = {precision: matrix_product(precision) for precision in precisions}
+    with ProcessPoolExecutor(1, spawn) as theirs, sweeps.local_pool(1) as ours:
+        for net in nets:
+            runs = {precision: Run(net, "cifar10", precision=precision) for precision in precisions}
+            for run in runs.values():
+                ours.submit(forecasts.iteration_seconds, run, SIZE, 1).result()  # compiles
+            operations = 6 * trainers.cost(run, SIZE) / BATCH  # a multiply-add is two, the way back twice the way there
+            for number in range(rounds):
+                common = theirs.submit(common_loop, net, iterations, workers).result()
+                for precision, run in runs.items():
+                    speed = BATCH / ours.submit(forecasts.iteration_seconds, run, SIZE, iterations).result()
+                    row = {"net": net, "precision": precision, "round": number, "common": common, "ours": speed}
+                    rows.append(row | {"ratio": speed / common, "limit": limits[precision] / operations})
+    return pd.DataFrame(rows)
+
+
+def summarized(rounds):
+    """The rounds of ``compare`` as a table: medians, and the smallest and largest beside them."""
+    rows = []
+    for (net, precision), group in rounds.groupby(["net", "precision"], sort=False):
+        row = {"net": net, "precision": precision, "rounds": len(group)}
+        for name in ("common", "ours", "ratio"):
+            row |= {name: group[name].median(), f"{name}_min": group[name].min(), f"{name}_max": group[name].max()}
+        limit = group["limit"].iloc[0]
+        rows.append(row | {"limit": limit, "of_limit": row["ours"] / limit})
+    return pd.DataFrame(rows)
+
+
+def side_by_side(sizes, rounds=3, iterations=10):
+    """What all cores do together: as many runs as cores on a thread each, or one run on all. A row for each run.
+
+    sizes: height and width of the images, by run. Columns: net, size, precision; apart, together: images per second
+    in sum, the median of the rounds; threads: those that such a run is trained with.
+    """
+    rows = []
+    with sweeps.local_pool(cores()) as pool:
+        for run, size in sizes.items():
+            found = {"apart": [], "together": []}
+            for number in range(rounds + 1):  # the first compiles
+                for name, count, threads in (("apart", cores(), 1), ("together", 1, cores())):
+                    futures = [
+                        pool.submit(
+                            forecasts.iteration_seconds, run, size, iterations if number else 1, threads=threads
+                        )
+                        for _ in range(count)
+                    ]
+                    found[name] += [sum(run.settings.batch / future.result() for future in futures)] * (number > 0)
+            row = {"net": run.net, "size": f"{size[0]}x{size[1]}", "precision": run.precision}
+            row |= {name: statistics.median(values) for name, values in found.items()}
+            rows.append(row | {"threads": trainers.threads_for(run, size)})
+    return pd.DataFrame(rows)
+
+
+def protocols(precision="float32"):
+    """What each notebook trains in the paper's protocol: {notebook: runs}."""
+    depths = [20, 32, 44, 56]
+    plain, residual = (net_names(kind, depths) for kind in ("plain", "resnet"))
+    fig_7 = ["plain-20", "plain-56", "resnet-20", "resnet-56", "resnet-110"]
+    imagenet = ["plain-18", "plain-34", "resnet-18", "resnet-34", "resnet-34-B", "resnet-34-C"]
+    nets = {
+        "0_quickstart": ["plain-20", "plain-56", "resnet-20", "resnet-56"],
+        "2_plain_vs_residual": plain + residual,
+        "3_cifar_depths": [*residual, "resnet-110", "resnet-1202"],
+        "4_shortcuts": ["plain-56", "resnet-56-A", "resnet-56-B", "resnet-56-C"],
+        "5_layer_responses": fig_7,
+        "6_imagenet": [*imagenet, "resnet-50", "resnet-101", "resnet-152"],
+    }
+    seeds = {"4_shortcuts": [0, 1, 2]}
+    sets = {"6_imagenet": "imagenet"}
+    return {
+        name: grid(members, sets.get(name, "cifar10"), seeds.get(name, [0]), precision=precision)
+        for name, members in nets.items()
+    }
+
+
+def protocol_times(notebooks, precision="float32"):
+    """What the paper's protocol of each notebook takes on this machine: a table of notebook, runs, iterations, seconds.
+
+    Measured on random images, a few iterations of some nets, the others by their multiply-adds. Photographs are neither
+    read nor decoded here: where that takes longer than training on them, so will the training.
+    notebooks: their numbers, as [0, 2]. Raises ValueError for one that trains nothing.
+    """
+    sizes, tests = {"cifar10": SIZE, "imagenet": (224, 224)}, {"cifar10": 10_000, "imagenet": 50_000}
+    planned = {int(name[0]): (name, runs) for name, runs in protocols(precision).items()}
+    for number in notebooks:
+        if number not in planned:
+            raise ValueError(f"notebook {number!r}: choose {', '.join(map(str, planned))}")
+    planned = dict(planned[number] for number in notebooks)
+    every = list(dict.fromkeys(run for runs in planned.values() for run in runs))
+    if not every:
+        return pd.DataFrame(columns=["notebook", "runs", "iterations", "seconds"])
+    threads = max(trainers.threads_for(run, sizes[run.dataset]) for run in every)
+    lanes = 1 if torch.cuda.is_available() else max(1, cores() // threads)
+    with sweeps.local_pool(lanes) as pool:
+        measured = forecasts.measure(pool, every, sizes)
+    rows = []
+    for name, runs in planned.items():
+        seconds = forecasts.total(runs, every, sizes, tests, measured, lanes)
+        iterations = sum(run.settings.iterations for run in runs)
+        rows.append({"notebook": name, "runs": len(runs), "iterations": iterations, "seconds": seconds})
+    return pd.DataFrame(rows)
+
+
+def machine():
+    """This machine in words: its processor or GPU, cores, and the version of torch."""
+    found = trainers.environment(trainers.steps.device_of())
+    device = found["processor"] if found["device"] == "cpu" else found["device"]
+    return f"{device}, {found['cores']} cores, torch {found['torch']}"
+
+
+def precisions(records):
+    """Errors in bfloat16 against float32, seed by seed: a row for each net and error with runs of equal seeds in both.
+
+    Columns: net, dataset, iterations, error ("train" or "test"), seeds; float32, bfloat16: means in percent;
+    difference: the mean of bfloat16's less float32's, in points, with its 95 % confidence interval from low to high.
+    """
+    found = {}
+    for record in records:
+        run = record.run
+        key = (record.net, run.dataset, record.summary["iterations"], record.fingerprint)
+        found.setdefault(key, {}).setdefault(run.seed, {})[run.precision] = record.summary
+    rows = []
+    for (net, dataset, iterations, _), by_seed in found.items():
+        pairs = [each for each in by_seed.values() if len(each) == 2]
+        for error in ("train", "test") if pairs else ():
+            values = pd.DataFrame([{name: each[name][f"{error}_error"] for name in each} for each in pairs])
+            low, high = interval_of_mean(values["bfloat16"] - values["float32"])
+            row = {"net": net, "dataset": dataset, "iterations": iterations, "error": error, "seeds": len(pairs)}
+            row |= {"float32": values["float32"].mean(), "bfloat16": values["bfloat16"].mean()}
+            rows.append(row | {"difference": row["bfloat16"] - row["float32"], "low": low, "high": high})
+    return pd.DataFrame(rows, columns=COMPARED)
+
+
+def readable(table):
+    """Any table of this module for the eye: what was measured several times with its smallest and largest value."""
+    shown = {}
+    for name in table:
+        if name.endswith(("_min", "_max")) or name in ("low", "high"):
+            continue
+        values = table[name]
+        if f"{name}_min" in table:
+            digits = 2 if name == "ratio" else 0
+            ends = zip(values, table[f"{name}_min"], table[f"{name}_max"], strict=True)
+            shown[WORDS[name]] = [f"{a:,.{digits}f} ({b:,.{digits}f} to {c:,.{digits}f})" for a, b, c in ends]
+        elif name == "difference":
+            ends = zip(values, table["low"], table["high"], strict=True)
+            shown[WORDS[name]] = [f"{a:+.2f} ({b:+.2f} to {c:+.2f})" for a, b, c in ends]
+        elif name == "seconds":
+            shown["time"] = [forecasts.in_words(value) for value in values]
+        elif name == "of_limit":
+            shown[WORDS[name]] = [f"{100 * value:.0f} %" for value in values]
+        elif name in PRECISIONS:
+            shown[f"{name}: error %"] = [f"{value:.2f}" for value in values]
+        elif pd.api.types.is_numeric_dtype(values):
+            shown[WORDS.get(name, name)] = [f"{value:,.0f}" for value in values]
+        else:
+            shown[WORDS.get(name, name)] = list(values)
+    return pd.DataFrame(shown)

@@ -1,0 +1,145 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import write_images
+from test_trainers import assert_same, without_time
+
+from replication import Run, RunsFailedError, clusters, finished, grid, run_all, runs, trainers
+
+SCHEDULE = 0.02  # 22 iterations on digits
+WAIT = 60  # seconds
+
+
+def started(command, folder, **options):
+    folder.mkdir(parents=True)
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True, **options)
+
+
+def until(happened, what):
+    deadline = time.monotonic() + WAIT
+    while not happened():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A Dask scheduler and two workers of one thread, each started in a folder of its own: address and processes."""
+    pytest.importorskip("distributed")
+    file, module = tmp_path / "scheduler.json", "distributed.cli"
+    common = [sys.executable, "-m"]
+    options = ["--no-dashboard", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file)]
+    processes = [started([*common, f"{module}.dask_scheduler", *options], tmp_path / "scheduler")]
+    until(file.exists, "no scheduler")
+    for name in ("first", "second"):
+        options = ["--no-nanny", "--no-dashboard", "--nthreads", "1", "--scheduler-file", str(file)]
+        processes.append(started([*common, f"{module}.dask_worker", *options], tmp_path / name))
+    from distributed import Client
+
+    with Client(scheduler_file=str(file), set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=WAIT)
+        address = client.scheduler.address
+    yield address, processes[1:]
+    for process in processes[::-1]:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=WAIT)
+
+
+def test_a_cluster_gives_the_records_of_this_machine(cluster, tmp_path, monkeypatch):
+    """Without a common folder: the workers leave nothing in theirs, and the caller writes what they send."""
+    address, _ = cluster
+    sweep = grid(["plain-8", "resnet-8"], seeds=list(range(6)), schedule=SCHEDULE)
+    monkeypatch.chdir(tmp_path)
+    there = run_all(sweep, "there", executor=address)
+    here = run_all(sweep, "here")
+    assert len(there) == 12
+    for one, other in zip(there, here, strict=True):
+        assert one.run == other.run
+        assert one.folder.is_relative_to(tmp_path / "there")
+        assert without_time(one).equals(without_time(other))
+        assert one.layers.equals(other.layers)
+        assert one.predictions.equals(other.predictions)
+        small = {path.name for path in other.folder.iterdir()} - {"weights.pt"}
+        assert {path.name for path in one.folder.iterdir()} == small
+    for worker in ("first", "second"):
+        assert not [path for path in (tmp_path / worker).rglob("*") if path.name in ("runs", "results", "summary.json")]
+    with_weights = run_all([Run("resnet-14", schedule=SCHEDULE)], "there", executor=address, weights=True)
+    assert_same(*with_weights, *run_all([Run("resnet-14", schedule=SCHEDULE)], "here"))
+
+
+def test_a_worker_that_dies_loses_no_run(cluster, tmp_path):
+    address, workers = cluster
+    sweep = grid(["plain-8", "resnet-8"], seeds=list(range(6)), schedule=0.2)
+    with ThreadPoolExecutor(1) as beside:
+        training = beside.submit(run_all, sweep, tmp_path / "results", executor=address)
+        until(lambda: len(list(tmp_path.glob("results/runs/*/summary.json"))) >= 2, "no run was finished")
+        workers[0].send_signal(signal.SIGKILL)
+        records = training.result(timeout=5 * WAIT)
+    assert len(list(tmp_path.glob("results/runs/*/summary.json"))) == 12
+    assert [record.run for record in records] == sweep
+    assert {record.summary["iterations"] for record in records} == {220}
+
+
+def test_images_are_those_that_the_caller_has(cluster, tmp_path, monkeypatch):
+    """A worker finds its images from where it was started; others than the caller's are refused."""
+    address, _ = cluster
+    write_images(tmp_path / "data" / "pets")
+    for worker in ("first", "second"):
+        write_images(tmp_path / worker / "data" / "pets")
+    monkeypatch.chdir(tmp_path)
+    run = Run("resnet-8", "pets", schedule=SCHEDULE / 60)
+    (record,) = run_all([run], executor=address)
+    assert record.summary["iterations"] == run.settings.iterations
+    shutil.rmtree(tmp_path / "results")
+    shutil.rmtree(tmp_path / "data")
+    run_all([run], executor=address)  # the caller needs none
+    shutil.rmtree(tmp_path / "results")
+    write_images(tmp_path / "data" / "pets", seed=1)
+    with pytest.raises(RunsFailedError, match=r"ValueError: 'pets' in .* holds other images than are here"):
+        run_all([run], executor=address)
+    assert finished(run) is None
+
+
+@pytest.mark.parametrize("executor", [7, ["tcp://127.0.0.1:8786"], object])
+def test_what_is_no_executor_is_refused(executor, tmp_path):
+    with pytest.raises(TypeError, match=r"give a concurrent.futures executor, the address of a Dask scheduler"):
+        run_all([Run("resnet-8")], tmp_path, executor=executor)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere at all", ""])
+def test_an_address_where_nobody_answers_is_refused(address, tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(clusters, "WAIT_SECONDS", 1)
+    with pytest.raises(ValueError, match=r"no Dask scheduler answers there .*start one with 'dask scheduler'"):
+        run_all([Run("resnet-8")], tmp_path, executor=address)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_extra_a_cluster_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ValueError, match=r"install '.\[dask\]'"):
+        run_all([Run("resnet-8")], tmp_path, executor="tcp://127.0.0.1:8786")
+
+
+def test_a_run_elsewhere_leaves_nothing_and_gives_its_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    run = Run("resnet-8", schedule=SCHEDULE)
+    files = trainers.train_elsewhere(run)
+    assert list(tmp_path.iterdir()) == []
+    assert "weights.pt" not in files
+    folder = run.folder(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.pt").write_bytes(b"of a run that was interrupted here")
+    runs.keep(run, files, tmp_path)
+    assert finished(run, tmp_path).summary["iterations"] == 22
+    assert not (folder / "checkpoint.pt").exists()

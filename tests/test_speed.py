@@ -1,0 +1,95 @@
+import pandas as pd
+import pytest
+
+from replication import forecasts, speed
+
+
+def test_rounds_are_told_by_their_median_and_ends():
+    rounds = pd.DataFrame(
+        {
+            "net": ["resnet-20"] * 3,
+            "precision": ["float32"] * 3,
+            "round": range(3),
+            "common": [100.0, 90, 200],
+            "ours": [300.0, 180, 800],
+            "ratio": [3.0, 2, 4],
+            "limit": [1000.0] * 3,
+        }
+    )
+    (row,) = speed.summarized(rounds).to_dict("records")
+    assert (row["rounds"], row["common"], row["ours"], row["ratio"]) == (3, 100, 300, 3)
+    assert (row["ratio_min"], row["ratio_max"], row["of_limit"]) == (2, 4, 0.3)
+    shown = speed.readable(speed.summarized(rounds))
+    assert shown["ours / common loop"].tolist() == ["3.00 (2.00 to 4.00)"]
+    assert shown["common loop, images/s"].tolist() == ["100 (90 to 200)"]
+    assert shown["ours / limit"].tolist() == ["30 %"]
+
+
+def test_precisions_are_compared_seed_by_seed(make):
+    """Differences of 0.2, 0.4 and 0.6: their mean, and its interval by Student's t with two degrees of freedom."""
+    records = []
+    for seed, (error, worse) in enumerate([(10.0, 0.2), (12.0, 0.4), (20.0, 0.6)]):
+        for precision, by in (("float32", 0), ("bfloat16", worse)):
+            records.append(make(error / 2, error + by, net="resnet-20", seed=seed, precision=precision))
+    records.append(make(5.0, 50.0, net="resnet-20", seed=7))  # without a counterpart
+    train, test = speed.precisions(records).to_dict("records")
+    assert (test["error"], test["seeds"], test["float32"]) == ("test", 3, 14)
+    half = 4.302653 * 0.2 / 3**0.5
+    assert (test["difference"], test["low"], test["high"]) == pytest.approx((0.4, 0.4 - half, 0.4 + half), abs=1e-4)
+    assert (train["difference"], train["low"], train["high"]) == (0, 0, 0)
+    assert speed.readable(speed.precisions(records))["bfloat16 less float32, points"].tolist() == [
+        "+0.00 (+0.00 to +0.00)",
+        "+0.40 (-0.10 to +0.90)",
+    ]
+
+
+def test_without_records_there_is_a_table_without_rows():
+    table = speed.precisions([])
+    assert list(table) == speed.COMPARED
+    assert speed.readable(table).empty
+
+
+def test_the_protocols_are_those_of_the_paper():
+    planned = speed.protocols()
+    assert len(planned["3_cifar_depths"]) == 6  # Table 6
+    assert {run.name.depth for run in planned["3_cifar_depths"]} == {20, 32, 44, 56, 110, 1202}
+    assert len(planned["6_imagenet"]) == 9
+    for name, runs in planned.items():
+        assert {run.settings.iterations for run in runs} == {600_000 if name == "6_imagenet" else 64_000}
+        assert {run.schedule for run in runs} == {1.0}
+
+
+def test_unknown_notebooks_are_refused():
+    with pytest.raises(ValueError, match="notebook 7: choose 0, 2, 3, 4, 5, 6"):
+        speed.protocol_times([0, 7])
+    assert speed.protocol_times([]).empty
+
+
+def test_the_limit_follows_from_the_matrix_product(monkeypatch):
+    """Two operations a multiply-add, three passes; ResNet-20 has 40.6 million of them."""
+    monkeypatch.setattr(speed, "matrix_product", lambda precision: 1e12)
+    monkeypatch.setattr(speed, "common_loop", lambda *_: 100.0)
+    monkeypatch.setattr(forecasts, "iteration_seconds", lambda *_: 0.64)
+    monkeypatch.setattr(speed, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(speed.sweeps, "local_pool", Here)
+    table = speed.compare(["resnet-20"], rounds=2, precisions=["float32"])
+    assert table["ours"].tolist() == [200, 200]
+    assert table["ratio"].tolist() == [2, 2]
+    assert table["limit"].iloc[0] == pytest.approx(1e12 / (6 * 40.6e6), rel=0.01)
+
+
+class Here:
+    """Calls at once what it is to call."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, function, *arguments):
+        self.result = lambda: function(*arguments)
+        return self

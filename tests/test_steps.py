@@ -1,0 +1,144 @@
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+from test_trainers import assert_same, without_time
+
+from replication import Run, models, recipes, run_all, steps, trainers
+
+SCHEDULE = 0.02  # 22 iterations on digits
+needs_compiler = pytest.mark.skipif(not steps.can_compile(), reason="torch.compile needs g++ and Python's headers")
+
+
+def written_out(norm, x):
+    """The net's batch norm as torch.compile sees it, without compiling what it sees."""
+    return torch.compile(norm, backend="eager", dynamic=False)(x)
+
+
+@pytest.mark.parametrize("offset", [0, 30])
+def test_batch_norm_written_out_is_batch_norm(offset):
+    """Outputs, gradients and running statistics against torch's own in float64, far from zero, too."""
+    torch.manual_seed(0)
+    x = (torch.randn(16, 5, 7, 6) * torch.arange(1, 6)[:, None, None] + offset).requires_grad_()
+    ours = models.BatchNorm(5)
+    exact = torch.nn.BatchNorm2d(5).double()
+    for norm in (ours, exact):
+        with torch.no_grad():
+            norm.weight.copy_(torch.linspace(0.5, 2, 5))
+            norm.bias.copy_(torch.linspace(-1, 1, 5))
+    exact_x = x.detach().double().requires_grad_()
+    upstream = torch.randn_like(x)
+    for output, inputs, norm in ((written_out(ours, x), x, ours), (exact(exact_x), exact_x, exact)):
+        (output * upstream).sum().backward()
+        inputs.output = output
+        assert norm.training
+    tolerance = {"rtol": 1e-4, "atol": 1e-4 if offset else 1e-5, "check_dtype": False}
+    torch.testing.assert_close(x.output, exact_x.output, **tolerance)
+    torch.testing.assert_close(x.grad, exact_x.grad, **tolerance)
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(getattr(ours, name).grad, getattr(exact, name).grad, **tolerance)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(ours, name), getattr(exact, name), **tolerance)
+
+
+def test_batch_norm_of_a_constant_channel_stays_finite():
+    x = torch.full((8, 3, 4, 4), 1000.1, requires_grad=True)
+    output = written_out(models.BatchNorm(3), x)
+    output.sum().backward()
+    assert output.isfinite().all()
+    assert x.grad.isfinite().all()
+
+
+def test_batch_norm_is_torchs_own_in_tests_and_where_it_is_not_compiled():
+    x, ours, theirs = torch.randn(8, 3, 4, 4), models.BatchNorm(3), torch.nn.BatchNorm2d(3)
+    assert torch.equal(ours(x), theirs(x))
+    assert torch.equal(written_out(ours.eval(), x), theirs.eval()(x))
+
+
+@needs_compiler
+@pytest.mark.parametrize(("net", "precision"), [("resnet-8", "float32"), ("plain-8", "bfloat16")])
+def test_a_compiled_step_is_a_step(net, precision):
+    """The same batches, in groups of batch norm, from the same weights: the same up to the precision's rounding."""
+    recipe = replace(recipes.RECIPES["digits"], group=64)
+    images = torch.randn(4, 128, 3, 8, 8)
+    labels = torch.randint(0, 10, (4, 128))
+    found = {}
+    for compile in (False, True):
+        torch.manual_seed(0)
+        step = steps.Step(Run(net).name.build(10), recipe, precision)
+        step.begin((8, 8), compile)
+        for number in range(4):
+            step(images[number].to(memory_format=torch.channels_last), labels[number], 0.01)
+        found[compile] = step.totals / 512, {name: value.clone() for name, value in step.net.state_dict().items()}
+    (totals, weights), (compiled_totals, compiled_weights) = found[False], found[True]
+    loose = precision == "bfloat16"
+    torch.testing.assert_close(compiled_totals[0], totals[0], rtol=3e-3 if loose else 1e-5, atol=0)
+    for name, value in weights.items():
+        if not name.endswith("num_batches_tracked"):
+            distance = (compiled_weights[name] - value).norm() / (value.norm() + 1e-3)
+            assert distance < (0.05 if loose else 1e-3), name
+
+
+@needs_compiler
+def test_a_compiled_run_that_is_interrupted_goes_on_to_the_same_result(tmp_path, monkeypatch):
+    run = Run("resnet-8", schedule=SCHEDULE, precision="bfloat16")
+    monkeypatch.setattr(trainers, "COMPILED_FROM", 0)
+    undisturbed = trainers.train(run, tmp_path / "undisturbed")
+    assert undisturbed.environment["compiled"]
+    monkeypatch.setattr(trainers, "CHECKPOINT_SECONDS", 0)
+    step = steps.Step.__call__
+
+    def power_cut(self, images, labels, rate):
+        power_cut.steps += 1
+        if power_cut.steps == 12:
+            raise KeyboardInterrupt
+        step(self, images, labels, rate)
+
+    power_cut.steps = 0
+    with monkeypatch.context() as context:
+        context.setattr(steps.Step, "__call__", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            trainers.train(run, tmp_path / "resumed")
+    monkeypatch.setattr(trainers, "COMPILED_FROM", 1e30)  # a run goes on as it began
+    resumed = trainers.train(run, tmp_path / "resumed")
+    assert resumed.environment["compiled"]
+    assert_same(resumed, undisturbed)
+
+
+@needs_compiler
+def test_more_nets_are_compiled_than_torch_keeps_variants_of(tmp_path, monkeypatch):
+    """Without a word, torch would train the ninth as it is."""
+    monkeypatch.setattr(trainers, "COMPILED_FROM", 0)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    runs = [Run("plain-8", schedule=0.002), Run("resnet-8", schedule=0.002)]
+    with ThreadPoolExecutor(1) as here:
+        run_all(runs, tmp_path, executor=here)
+    assert torch._dynamo.utils.counters["frames"]["ok"] == torch._dynamo.utils.counters["frames"]["total"]
+
+
+def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
+    monkeypatch.setattr(steps, "can_compile", lambda: True)
+    long = Run("resnet-20", "cifar10")
+    assert trainers.compiles(long, (32, 32))
+    assert trainers.compiles(replace(long, net="resnet-110", seed=3, precision="bfloat16"), (32, 32))
+    assert not trainers.compiles(Run("resnet-56"), (8, 8))
+    assert not trainers.compiles(replace(long, schedule=0.01), (32, 32))
+    assert not trainers.compiles(long, (32, 32), processes=2)
+    assert not trainers.compiles(replace(long, net="resnet-1202"), (32, 32))
+    monkeypatch.setattr(steps, "can_compile", lambda: False)
+    assert not trainers.compiles(long, (32, 32))
+
+
+def test_compiling_can_be_switched_off_and_needs_a_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not steps.can_compile()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    assert not steps.can_compile()
+
+
+def test_short_runs_say_that_they_were_not_compiled(tmp_path):
+    record = trainers.train(Run("resnet-8", schedule=SCHEDULE), tmp_path)
+    assert record.environment["compiled"] is False
+    assert len(without_time(record)) == 22
