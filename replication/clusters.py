@@ -5,7 +5,7 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 WAIT_SECONDS = 10  # for a scheduler to answer
-RETRY = "start one with 'dask scheduler' and workers with 'dask worker <address> --nthreads 1', or leave it out"
+RETRY = "start one with 'dask scheduler', workers with 'dask worker <address> --nthreads 1 --memory-limit 0'"
 
 
 class Cluster(NamedTuple):
@@ -36,11 +36,8 @@ def connected(executor):
 
     Raises ValueError when ``distributed`` is not installed or no scheduler answers.
     """
-    if isinstance(executor, Executor):
-        yield Cluster(executor, len(executor._client.nthreads()) or 1)
-        return
     if not isinstance(executor, str):
-        yield Cluster(executor.get_executor(), len(executor.nthreads()) or 1)
+        yield _of(executor._client if isinstance(executor, Executor) else executor)
         return
     try:
         from distributed import Client
@@ -51,6 +48,13 @@ def connected(executor):
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise ValueError(f"executor {executor!r}: no Dask scheduler answers there ({error}): {RETRY}") from error
     try:
-        yield Cluster(client.get_executor(), len(client.nthreads()) or 1)
+        yield _of(client)
     finally:
         client.close()
+
+
+def _of(client):
+    workers = len(client.nthreads())
+    if not workers:
+        print("The cluster has no workers yet: waiting for one.")
+    return Cluster(client.get_executor(pure=False), max(1, workers))  # every call is a new one

@@ -3,9 +3,10 @@
 import time
 
 import numpy as np
+import torch
 
 from replication import data as datasets
-from replication import trainers
+from replication import steps, trainers
 
 WARM_UP = 2  # iterations before the measured ones; on a GPU as many more as are not yet replayed
 MEASURED = 4  # iterations
@@ -32,22 +33,27 @@ def iteration_seconds(run, size, iterations=MEASURED, processes=1, threads=None)
         step = trainers.new_step(run, len(images.classes))
         step.begin(size, trainers.compiles(run, size, processes))
         batches = images.batches(group, run.seed, step.device)
-        warm_up = WARM_UP + (trainers.steps.EAGER_STEPS if step.capturing else 0)
+        warm_up = WARM_UP + (steps.EAGER_STEPS if step.capturing else 0)
         for iteration in range(warm_up + iterations):
             if iteration == warm_up:
                 step.totals.tolist()  # waits for the device
                 started = time.perf_counter()
             step(*batches(iteration), run.settings.lr / 100)
         step.totals.tolist()
-        return (time.perf_counter() - started) / iterations * (batch / group) / processes
+        each = (time.perf_counter() - started) / iterations
+        del step, batches
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # for the processes that train
+    return each * (batch / group) / processes
 
 
-def seconds(executor, runs, sizes, test_images, lanes=1, processes=1):
+def seconds(executor, runs, sizes, test_images, lanes=1, processes=1, begun=None):
     """Seconds that runs will take on ``lanes`` workers of an executor, measured on it.
 
     sizes, test_images: height and width of the images and the number of those to be tested, by data set.
+    begun: the iterations that are done already, by run.
     """
-    return total(runs, runs, sizes, test_images, measure(executor, runs, sizes, processes), lanes)
+    return total(runs, runs, sizes, test_images, measure(executor, runs, sizes, processes), lanes, begun)
 
 
 def measure(executor, runs, sizes, processes=1):
@@ -59,14 +65,16 @@ def measure(executor, runs, sizes, processes=1):
     return {run: future.result() for run, future in futures.items()}
 
 
-def total(runs, every, sizes, test_images, measured, lanes=1):
+def total(runs, every, sizes, test_images, measured, lanes=1, begun=None):
     """Seconds that ``runs`` take on so many workers, after what was measured of ``every`` run, these among them."""
     each, needed = predicted(every, sizes, measured), []
     for run in runs:
         images = test_images[run.dataset]
         _, tests, _ = trainers.recording_points(run.settings, images)
         # A test passes forward alone, a third of the work of training.
-        needed.append(each[run] * (run.settings.iterations + len(tests) * images / run.settings.batch / 3))
+        iterations = run.settings.iterations + len(tests) * images / run.settings.batch / 3
+        left = 1 - (begun or {}).get(run, 0) / run.settings.iterations
+        needed.append(each[run] * iterations * left)
     return longest_lane(needed, lanes)
 
 
@@ -105,7 +113,7 @@ def _measured_at_once(run, costs):
 def predicted(runs, sizes, measured):
     """Seconds of an iteration, by run: on the line through what was measured of its kind, over the multiply-adds."""
     costs, found = _costs(runs, sizes), {}
-    for members in _kinds(runs):
+    for members in _kinds(runs):  # a net that is not compiled, of 1202 layers, takes longer than this says
         known = sorted((costs[run], measured[run]) for run in members if run in measured)
         (low, fast), (high, slow) = known[0], known[-1]
         slope = (slow - fast) / (high - low) if high > low else fast / low

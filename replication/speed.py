@@ -13,7 +13,7 @@ from PIL import Image
 from replication import forecasts, sweeps, trainers
 from replication.comparisons import interval_of_mean
 from replication.images import cores
-from replication.runs import PRECISIONS, Run, grid, net_names
+from replication.runs import PRECISIONS, Run, grid, net_names, whole
 
 SIZE = (32, 32)  # of CIFAR's images
 BATCH = 128  # of the paper, and of the common loop
@@ -54,15 +54,16 @@ def common_loop(net, iterations, workers=None):
     net = Run(net, "cifar10").name.build(classes=10).to(device).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9, weight_decay=1e-4)
     for iteration, (inputs, labels) in enumerate(loader):
-        if iteration == WARM_UP:
-            started = time.perf_counter()
         inputs, labels = inputs.to(device), labels.to(device)
         loss = F.cross_entropy(net(inputs), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         loss.item()
-    return BATCH * iterations / (time.perf_counter() - started)
+        if iteration == WARM_UP - 1:
+            started = time.perf_counter()
+        ended = time.perf_counter()
+    return BATCH * iterations / (ended - started)
 
 
 class _Pictures(torch.utils.data.Dataset):
@@ -95,7 +96,11 @@ def compare(nets, rounds=5, iterations=20, precisions=("float32", "bfloat16"), w
     product of this precision would allow if it were all there is to a step.
     Each side runs in a process of its own, ours as a run is trained, the other as a user would start it; one waits
     while the other is timed. Compiling is not timed.
+    Raises ValueError for no round or no iteration.
     """
+    for name, value in (("rounds", rounds), ("iterations", iterations)):
+        if whole(name, value) < 1:
+            raise ValueError(f"{name} {value}: give at least 1")
     rows, spawn = [], multiprocessing.get_context("spawn")
     limits = {precision: matrix_product(precision) for precision in precisions}
     with ProcessPoolExecutor(1, spawn) as theirs, sweeps.local_pool(1) as ours:
@@ -172,29 +177,33 @@ def protocols(precision="float32"):
     }
 
 
-def protocol_times(notebooks, precision="float32"):
-    """What the paper's protocol of each notebook takes on this machine: a table of notebook, runs, iterations, seconds.
+def planned(notebooks, precision="float32"):
+    """The ``protocols`` of the notebooks of these numbers, as [0, 2].
+
+    Raises ValueError for one that trains nothing and for an unknown precision.
+    """
+    numbered = {int(name[0]): (name, runs) for name, runs in protocols(precision).items()}
+    for number in notebooks:
+        if number not in numbered:
+            raise ValueError(f"notebook {number!r}: choose {', '.join(map(str, numbered))}")
+    return dict(numbered[number] for number in notebooks)
+
+
+def protocol_times(planned):
+    """What the protocols take on this machine, one after the other: a table of notebook, runs, iterations, seconds.
 
     Measured on random images, a few iterations of some nets, the others by their multiply-adds. Photographs are neither
     read nor decoded here: where that takes longer than training on them, so will the training.
-    notebooks: their numbers, as [0, 2]. Raises ValueError for one that trains nothing.
     """
     sizes, tests = {"cifar10": SIZE, "imagenet": (224, 224)}, {"cifar10": 10_000, "imagenet": 50_000}
-    planned = {int(name[0]): (name, runs) for name, runs in protocols(precision).items()}
-    for number in notebooks:
-        if number not in planned:
-            raise ValueError(f"notebook {number!r}: choose {', '.join(map(str, planned))}")
-    planned = dict(planned[number] for number in notebooks)
     every = list(dict.fromkeys(run for runs in planned.values() for run in runs))
     if not every:
         return pd.DataFrame(columns=["notebook", "runs", "iterations", "seconds"])
-    threads = max(trainers.threads_for(run, sizes[run.dataset]) for run in every)
-    lanes = 1 if torch.cuda.is_available() else max(1, cores() // threads)
-    with sweeps.local_pool(lanes) as pool:
+    with sweeps.local_pool(1) as pool:
         measured = forecasts.measure(pool, every, sizes)
     rows = []
     for name, runs in planned.items():
-        seconds = forecasts.total(runs, every, sizes, tests, measured, lanes)
+        seconds = forecasts.total(runs, every, sizes, tests, measured, sweeps.workers_for(runs, sizes))
         iterations = sum(run.settings.iterations for run in runs)
         rows.append({"notebook": name, "runs": len(runs), "iterations": iterations, "seconds": seconds})
     return pd.DataFrame(rows)
@@ -216,7 +225,8 @@ def precisions(records):
     found = {}
     for record in records:
         run = record.run
-        key = (record.net, run.dataset, record.summary["iterations"], record.fingerprint)
+        alike = tuple(value for name, value in record.conditions.items() if name != "precision")
+        key = (record.net, run.dataset, record.summary["iterations"], alike)
         found.setdefault(key, {}).setdefault(run.seed, {})[run.precision] = record.summary
     rows = []
     for (net, dataset, iterations, _), by_seed in found.items():

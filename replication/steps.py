@@ -1,6 +1,8 @@
 """One step of training, made fast: the net compiled where that pays, on a GPU the whole step replayed as a graph."""
 
 import contextlib
+import ctypes
+import importlib.util
 import os
 import shutil
 import sys
@@ -24,9 +26,21 @@ def device_of(group=Group()):  # noqa: B008 (a tuple)
     return f"cuda:{group.local_rank}" if torch.cuda.is_available() else "cpu"
 
 
+def keep_memory():
+    """Have glibc keep the freed blocks of a step for the next one instead of returning them to the system."""
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return  # another C library
+    for option, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 1 << 28)):  # mmap threshold, trim threshold, top pad
+        mallopt(option, value)
+
+
 def can_compile():
     """Whether this machine has what ``torch.compile`` needs, and it is not disabled by ``TORCH_COMPILE_DISABLE=1``."""
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1" or not sys.platform.startswith("linux"):
+        return False
+    if torch.cuda.is_available() and importlib.util.find_spec("triton") is None:
         return False
     headers = Path(sysconfig.get_path("include"), "Python.h").exists()
     compiler = shutil.which(os.environ.get("CXX", "g++"))
@@ -79,49 +93,63 @@ class Step:
         )
         self.totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss and errors since they were read
         self.forward = self.net
-        # A captured step reads its rate and its batch from these places; eager ones on a CPU take numbers as they come.
-        self.capturing = self.device.startswith("cuda") and group.count == 1
-        self.rate = torch.tensor(recipe.lr, device=self.device) if self.capturing else None
+        self.on_gpu = self.device.startswith("cuda")
+        self.capturing = self.on_gpu and group.count == 1
+        # A captured step reads its rate and its batch from these places.
+        self.rate = torch.tensor(recipe.lr, device=self.device) if self.on_gpu else None
         self.graph, self.inputs, self.eager_steps = None, None, 0
 
     def begin(self, size, compile=False):
-        """Compile the net, or have the processes of a group add up their gradients.
+        """Compile the net, or have the processes of a group add up their gradients. ``size``: images' height and width.
 
-        Called once what is to be loaded into the net is loaded; ``size``: height and width of the images. In a group
-        one backward pass is made for nothing: after its first, torch orders the sums of gradients anew, which in an
+        Called once what is to be loaded into the net is loaded. One backward pass is made for nothing: so compiling is
+        done before training; and after its first, the sums of a group's gradients are ordered anew, which in an
         undisturbed run would come after the first iteration, in one that goes on after some other.
+        Raises RuntimeError when the net cannot be compiled.
         """
-        if compile:
-            self.forward = compiled(self.net)
-        if self.group.count == 1:
+        if self.group.count > 1:
+            self.forward, images = self._in_group(), 2
+        elif compile:
+            self.forward, images = compiled(self.net), self.recipe.group or self.recipe.batch
+        else:
             return
-        self.forward = DistributedDataParallel(
+        before = self.running.clone()
+        nothing = torch.zeros(images, 3, *size, device=self.device).to(memory_format=torch.channels_last)
+        try:
+            with models.autocast(self.device, self.precision):
+                outputs = self.forward(nothing)
+            outputs.float().sum().backward()
+        except RuntimeError as error:
+            if self.group.count > 1:
+                raise
+            raise RuntimeError(
+                f"the net could not be compiled; set TORCH_COMPILE_DISABLE=1 to train without: {error}"
+            ) from error
+        self.optimizer.zero_grad()
+        self.running.copy_(before)
+
+    def _in_group(self):
+        return DistributedDataParallel(
             self.net,
             device_ids=[self.group.local_rank] if torch.cuda.is_available() else None,
             gradient_as_bucket_view=True,
         )
-        before = self.running.clone()
-        with models.autocast(self.device, self.precision):
-            outputs = self.forward(torch.zeros(2, 3, *size, device=self.device))
-        outputs.float().sum().backward()
-        self.optimizer.zero_grad()
-        self.running.copy_(before)
 
     def __call__(self, images, labels, rate):
         """One iteration on images ``(N, 3, H, W)`` and labels ``(N,)`` of this process at a learning rate."""
-        if not self.capturing:
+        if not self.on_gpu:
             self._set_rate(rate)
             self._compute(images, labels)
             return
         self.rate.fill_(rate)
         self._set_rate(self.rate)
-        if self.eager_steps < EAGER_STEPS:
+        if self.capturing and self.eager_steps < EAGER_STEPS:
             self.eager_steps += 1
             self._beside(images, labels)
             return
-        if self.graph is None:
+        if self.capturing and self.graph is None:
             self._capture(images, labels)
-        if self.graph is None:  # it could not be captured
+        if self.graph is None:  # several processes, or it could not be captured
             self._compute(images, labels)
             return
         for place, part in zip(self.inputs, (images, labels), strict=True):
@@ -142,11 +170,13 @@ class Step:
 
     def _capture(self, images, labels):
         """Capture a step; nothing is computed yet, so that the net is left as it was if this fails."""
-        inputs, graph = (images.clone(), labels.clone()), torch.cuda.CUDAGraph()
+        inputs, graph, stream = (images.clone(), labels.clone()), torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph):
+            # Other threads may allocate meanwhile: those that read photographs do.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._compute(*inputs)
         except RuntimeError as error:
+            torch.cuda.set_stream(stream)
             print(f"a step could not be captured as a CUDA graph, training goes on without: {error}")
             self.capturing = False
             return

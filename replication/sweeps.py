@@ -1,18 +1,17 @@
 """Many runs: what is finished is loaded, the rest is trained side by side."""
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from replication import clusters, forecasts, trainers
+from replication import clusters, forecasts, steps, trainers
 from replication import data as datasets
 from replication.images import cores, progress_bar
 from replication.runs import Run, finished, keep
@@ -115,18 +114,23 @@ def _longest_first(runs, size):
     return sorted(runs, key=costs.get, reverse=True)
 
 
+def workers_for(runs, sizes, processes=1):
+    """How many runs are trained side by side on this machine; ``sizes``: height and width of images by data set."""
+    threads = max(trainers.threads_for(run, sizes[run.dataset]) for run in runs)
+    alone = torch.cuda.is_available() or processes > 1
+    return 1 if alone else min(len(runs), max(1, cores() // threads))
+
+
 def _train(runs, results, data, executor, processes):
     images = _loaded(runs, data)
     runs = _longest_first(runs, images.size)
-    with _timed() as forecast:
+    with _timed(results) as forecast:
         if executor is not None:
-            forecast(executor, runs, images)
+            forecast(executor, runs, images, getattr(executor, "_max_workers", 1))
             with _bar(runs) as bar:
                 errors = _follow(_submit(executor, runs, results, data), results, bar)
         else:
-            threads = max(trainers.threads_for(run, images.size[run.dataset]) for run in runs)
-            alone = torch.cuda.is_available() or processes > 1
-            workers = 1 if alone else min(len(runs), max(1, cores() // threads))
+            workers = workers_for(runs, images.size, processes)
             errors = _train_locally(runs, results, data, processes, workers, images, forecast)
         _raise(errors, len(runs))
 
@@ -140,7 +144,7 @@ def _raise(errors, count):
 
 
 @contextlib.contextmanager
-def _timed():
+def _timed(results):
     """Gives what prints how long some runs will take on some workers; prints at the end how close it came."""
     expected, started = None, time.monotonic()
 
@@ -148,8 +152,9 @@ def _timed():
         nonlocal expected, started
         try:
             workers = min(workers, len(runs))
-            expected = forecasts.seconds(executor, runs, images.size, images.test_images, workers, processes)
-        except (RuntimeError, OSError, MemoryError) as error:  # the runs themselves will tell, if it is theirs, too
+            begun = {run: (_last_row(run.folder(results) / "history.csv") or (0,))[0] for run in runs}
+            expected = forecasts.seconds(executor, runs, images.size, images.test_images, workers, processes, begun)
+        except Exception as error:  # if it is the runs' own, they will tell
             print(f"No estimate of the time: {type(error).__name__}: {error}")
             return
         together = f", {workers} side by side" if workers > 1 else ""
@@ -216,7 +221,7 @@ def _train_there(runs, results, data, cluster, weights):
         images.size.setdefault(run.dataset, (224, 224) if datasets.is_imagenet(run.dataset) else (32, 32))
         images.test_images.setdefault(run.dataset, 0)
     runs = _longest_first(runs, images.size)
-    with _timed() as forecast:
+    with _timed(results) as forecast:
         forecast(cluster.executor, runs, images, cluster.workers)
         with _bar(runs) as bar:
             futures = {
@@ -235,14 +240,22 @@ def _submit(executor, runs, results, data, processes=1):
 def _follow(futures, results, bar, keep=None):
     """Wait for the runs, show how far they are, return the error of each that failed; ``keep`` what they return."""
     errors, left = {}, set(futures)
-    while left:
-        done, left = wait(left, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-        for future in done:
-            if future.exception() is not None:
-                errors[futures[future]] = future.exception()
-            elif keep is not None:
-                keep(futures[future], future.result())
-        _show(futures.values(), results, bar)
+    try:
+        while left:
+            done, left = wait(left, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = futures[future]
+                if future.cancelled():
+                    errors[run] = CancelledError("cancelled by its executor, or the connection to it was lost")
+                elif future.exception() is not None:
+                    errors[run] = future.exception()
+                elif keep is not None:
+                    keep(run, future.result())
+            _show(futures.values(), results, bar)
+    except BaseException:
+        for future in left:  # what has not begun will not
+            future.cancel()
+        raise
     return errors
 
 
@@ -281,7 +294,7 @@ def _huge_pages():
 
 
 def _start_worker(pipe):
-    _keep_memory()
+    steps.keep_memory()
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
 
 
@@ -290,13 +303,3 @@ def _end_with(pipe):
     with contextlib.suppress(EOFError):
         pipe.recv()
     os._exit(1)
-
-
-def _keep_memory():
-    """Have glibc keep the freed blocks of a step for the next one instead of returning them to the system."""
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return  # another C library
-    for option, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 1 << 28)):  # mmap threshold, trim threshold, top pad
-        mallopt(option, value)

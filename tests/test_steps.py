@@ -59,25 +59,25 @@ def test_batch_norm_is_torchs_own_in_tests_and_where_it_is_not_compiled():
 @needs_compiler
 @pytest.mark.parametrize(("net", "precision"), [("resnet-8", "float32"), ("plain-8", "bfloat16")])
 def test_a_compiled_step_is_a_step(net, precision):
-    """The same batches, in groups of batch norm, from the same weights: the same up to the precision's rounding."""
+    """The same batches, in groups of batch norm, from the same weights: moved to the same place but for rounding."""
     recipe = replace(recipes.RECIPES["digits"], group=64)
-    images = torch.randn(4, 128, 3, 8, 8)
-    labels = torch.randint(0, 10, (4, 128))
-    found = {}
+    torch.manual_seed(0)
+    images, labels = torch.randn(2, 128, 3, 8, 8), torch.randint(0, 10, (2, 128))
+    initial, found = Run(net).name.build(10).state_dict(), {}
     for compile in (False, True):
-        torch.manual_seed(0)
         step = steps.Step(Run(net).name.build(10), recipe, precision)
+        step.net.load_state_dict(initial)
         step.begin((8, 8), compile)
-        for number in range(4):
+        assert isinstance(step.forward, torch._dynamo.OptimizedModule) == compile
+        for number in range(2):
             step(images[number].to(memory_format=torch.channels_last), labels[number], 0.01)
-        found[compile] = step.totals / 512, {name: value.clone() for name, value in step.net.state_dict().items()}
-    (totals, weights), (compiled_totals, compiled_weights) = found[False], found[True]
-    loose = precision == "bfloat16"
-    torch.testing.assert_close(compiled_totals[0], totals[0], rtol=3e-3 if loose else 1e-5, atol=0)
-    for name, value in weights.items():
-        if not name.endswith("num_batches_tracked"):
-            distance = (compiled_weights[name] - value).norm() / (value.norm() + 1e-3)
-            assert distance < (0.05 if loose else 1e-3), name
+        names = [name for name in initial if not name.endswith("num_batches_tracked")]
+        found[compile] = step.totals, torch.cat([(step.net.state_dict()[n] - initial[n]).flatten() for n in names])
+    (totals, moved), (compiled_totals, compiled_moved) = found[False], found[True]
+    tolerance = {"float32": 1e-4, "bfloat16": 5e-2}[precision]  # bfloat16 rounds to 0.4 %
+    assert compiled_totals[0] == pytest.approx(totals[0].item(), rel=tolerance / 10)
+    assert moved.norm() > 0
+    assert (compiled_moved - moved).norm() < tolerance * moved.norm()
 
 
 @needs_compiler
@@ -112,9 +112,48 @@ def test_more_nets_are_compiled_than_torch_keeps_variants_of(tmp_path, monkeypat
     monkeypatch.setattr(trainers, "COMPILED_FROM", 0)
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     runs = [Run("plain-8", schedule=0.002), Run("resnet-8", schedule=0.002)]
+    frames = torch._dynamo.utils.counters["frames"]
+    frames.clear()
     with ThreadPoolExecutor(1) as here:
         run_all(runs, tmp_path, executor=here)
-    assert torch._dynamo.utils.counters["frames"]["ok"] == torch._dynamo.utils.counters["frames"]["total"]
+    assert frames["ok"] == frames["total"] >= 2
+
+
+def test_a_net_that_cannot_be_compiled_says_what_to_do(monkeypatch):
+    step = steps.Step(Run("plain-8").name.build(10), Run("plain-8").settings, "float32")
+
+    def broken(*_):
+        raise RuntimeError("cc1plus: out of memory")
+
+    monkeypatch.setattr(steps, "compiled", lambda net: broken)
+    with pytest.raises(RuntimeError, match=r"set TORCH_COMPILE_DISABLE=1 to train without: cc1plus"):
+        step.begin((8, 8), compile=True)
+
+
+def graph_and_eager(run, compile):
+    """Ten steps of a run as it is trained on this machine's GPU, and with nothing captured: the weights of both."""
+    weights = []
+    for capturing in (True, False):
+        step = trainers.new_step(run, 10)
+        step.capturing = capturing
+        step.begin((8, 8), compile)
+        generator = torch.Generator().manual_seed(0)
+        for iteration in range(10):
+            images = torch.randn(128, 3, 8, 8, generator=generator).to(step.device, memory_format=torch.channels_last)
+            labels = torch.randint(0, 10, (128,), generator=generator).to(step.device)
+            step(images, labels, 0.1 if iteration < 6 else 0.01)
+        assert (step.graph is not None) == capturing
+        weights.append(step.net.state_dict())
+    return weights
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)])
+@pytest.mark.parametrize("group", [128, 32])
+def test_a_replayed_step_is_a_step(group, compile):
+    replayed, eager = graph_and_eager(Run("resnet-8", group=group), compile)
+    for name, value in eager.items():
+        torch.testing.assert_close(replayed[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
