@@ -31,7 +31,7 @@ def run_all(runs, results="results", data="data", executor=None, processes=1, we
     - the address of a Dask scheduler, such as "tcp://10.0.0.5:8786", or a Dask client. Its workers need this package,
       but not these folders: each trains in a folder of its own, finds its images in ``data`` from where it was started,
       and sends the small files of the record back, which are written here; with ``weights`` the trained weights, too.
-      What a worker that dies was training is tried again on another.
+      What a worker that dies was training is tried again on another. The bar counts runs when they are finished.
     - any other ``concurrent.futures`` executor, whose workers see the same folders.
 
     With ``processes``, runs are trained one after the other, each by that many processes that share its batches.

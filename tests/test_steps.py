@@ -1,3 +1,4 @@
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -130,30 +131,78 @@ def test_a_net_that_cannot_be_compiled_says_what_to_do(monkeypatch):
         step.begin((8, 8), compile=True)
 
 
-def graph_and_eager(run, compile):
-    """Ten steps of a run as it is trained on this machine's GPU, and with nothing captured: the weights of both."""
-    weights = []
-    for capturing in (True, False):
-        step = trainers.new_step(run, 10)
-        step.capturing = capturing
-        step.begin((8, 8), compile)
-        generator = torch.Generator().manual_seed(0)
-        for iteration in range(10):
-            images = torch.randn(128, 3, 8, 8, generator=generator).to(step.device, memory_format=torch.channels_last)
-            labels = torch.randint(0, 10, (128,), generator=generator).to(step.device)
-            step(images, labels, 0.1 if iteration < 6 else 0.01)
-        assert (step.graph is not None) == capturing
-        weights.append(step.net.state_dict())
-    return weights
+def trained(run, compile=False, prepare=lambda step: None):
+    """Ten steps of a run, the rate divided after six: the step, and what it moved the weights to."""
+    step = trainers.new_step(run, 10)
+    prepare(step)
+    step.begin((8, 8), compile)
+    generator = torch.Generator().manual_seed(0)
+    for iteration in range(10):
+        images = torch.randn(128, 3, 8, 8, generator=generator).to(step.device, memory_format=torch.channels_last)
+        labels = torch.randint(0, 10, (128,), generator=generator).to(step.device)
+        step(images, labels, 0.1 if iteration < 6 else 0.01)
+    return step, step.net.state_dict()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)])
 @pytest.mark.parametrize("group", [128, 32])
 def test_a_replayed_step_is_a_step(group, compile):
-    replayed, eager = graph_and_eager(Run("resnet-8", group=group), compile)
+    run = Run("resnet-8", group=group)
+    step, replayed = trained(run, compile)
+    _, eager = trained(run, compile, lambda step: setattr(step, "capturing", False))
+    assert step.graph is not None
     for name, value in eager.items():
         torch.testing.assert_close(replayed[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+class Recorded:
+    """In place of a CUDA graph, where there is no GPU: what is computed while it is captured is done when replayed."""
+
+    captured = None
+
+    def replay(self):
+        self.compute(*self.inputs)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_step_gives_its_graph_every_batch_and_rate(fails, monkeypatch, capsys):
+    """The way through a step on a GPU, but for the GPU: eager steps, capture or its failure, replays."""
+    compute, replays = steps.Step._compute, []
+
+    @contextlib.contextmanager
+    def capture(graph, capture_error_mode):
+        if fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        Recorded.captured = graph
+        yield
+        Recorded.captured = None
+
+    def record(self, *inputs):
+        if Recorded.captured is None:
+            compute(self, *inputs)
+        else:
+            Recorded.captured.inputs = inputs
+            Recorded.captured.compute = lambda *inputs: replays.append(1) or compute(self, *inputs)
+
+    def as_on_a_gpu(step):
+        step.on_gpu = step.capturing = True
+        step.rate = torch.tensor(0.0)
+        step.optimizer.param_groups[0]["fused"] = False  # on a CPU it takes no tensor for a rate
+        step._beside = step._compute
+
+    monkeypatch.setattr(steps.Step, "_compute", record)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    _, weights = trained(Run("resnet-8", group=64), prepare=as_on_a_gpu)
+    monkeypatch.undo()
+    _, expected = trained(Run("resnet-8", group=64))
+    assert len(replays) == (0 if fails else 10 - steps.EAGER_STEPS)
+    assert ("could not be captured" in capsys.readouterr().out) == fails
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
