@@ -28,6 +28,7 @@ WORDS = {
     "apart": "a thread each, images/s",
     "together": "one run on all cores, images/s",
     "threads": "threads chosen",
+    "speed": "images/s",
     "difference": "bfloat16 less float32, points",
 }
 SQUARE = 2048  # rows and columns of the matrices whose product sets the limit
@@ -189,24 +190,46 @@ def planned(notebooks, precision="float32"):
     return dict(numbered[number] for number in notebooks)
 
 
-def protocol_times(planned):
-    """What the protocols take on this machine, one after the other: a table of notebook, runs, iterations, seconds.
+SIZES = {"cifar10": SIZE, "imagenet": (224, 224)}
+TEST_IMAGES = {"cifar10": 10_000, "imagenet": 50_000}
 
-    Measured on random images, a few iterations of some nets, the others by their multiply-adds. Photographs are neither
-    read nor decoded here: where that takes longer than training on them, so will the training.
-    """
-    sizes, tests = {"cifar10": SIZE, "imagenet": (224, 224)}, {"cifar10": 10_000, "imagenet": 50_000}
-    every = list(dict.fromkeys(run for runs in planned.values() for run in runs))
-    if not every:
-        return pd.DataFrame(columns=["notebook", "runs", "iterations", "seconds"])
+
+def measure(planned):
+    """Seconds of an iteration of some runs of ``planned`` on random images, one at a time, from which all follow."""
     with sweeps.local_pool(1) as pool:
-        measured = forecasts.measure(pool, every, sizes)
-    rows = []
+        return forecasts.measure(pool, _every(planned), SIZES)
+
+
+def _every(planned):
+    return list(dict.fromkeys(run for runs in planned.values() for run in runs))
+
+
+def net_times(planned, measured):
+    """A row for each net and data set: images per second, and the seconds of one run by the paper's protocol.
+
+    ``how``: whether it was "measured", or "computed" from what was, by the multiply-adds. Photographs are neither read
+    nor decoded here: where that takes longer than training on them, so will the training.
+    """
+    every, rows = _every(planned), {}
+    each = forecasts.predicted(every, SIZES, measured)
+    for run in every:
+        row = {"net": run.net, "dataset": run.dataset, "speed": run.settings.batch / each[run]}
+        row |= {"how": "measured" if run in measured else "computed"}
+        rows.setdefault(
+            (run.net, run.dataset), row | {"seconds": forecasts.total([run], every, SIZES, TEST_IMAGES, measured)}
+        )
+    return pd.DataFrame(rows.values(), columns=["net", "dataset", "speed", "how", "seconds"])
+
+
+def protocol_times(planned, measured):
+    """What the protocols take on this machine, one after the other: a table of notebook, runs, iterations, seconds."""
+    every, rows = _every(planned), []
     for name, runs in planned.items():
-        seconds = forecasts.total(runs, every, sizes, tests, measured, sweeps.workers_for(runs, sizes))
+        workers = sweeps.workers_for(runs, SIZES)
         iterations = sum(run.settings.iterations for run in runs)
+        seconds = forecasts.total(runs, every, SIZES, TEST_IMAGES, measured, workers)
         rows.append({"notebook": name, "runs": len(runs), "iterations": iterations, "seconds": seconds})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["notebook", "runs", "iterations", "seconds"])
 
 
 def machine():

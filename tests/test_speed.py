@@ -1,7 +1,8 @@
 import pandas as pd
 import pytest
 
-from replication import forecasts, speed
+from replication import forecasts, speed, trainers
+from replication.images import cores
 
 
 def test_rounds_are_told_by_their_median_and_ends():
@@ -59,6 +60,29 @@ def test_the_protocols_are_those_of_the_paper():
         assert {run.schedule for run in runs} == {1.0}
 
 
+def test_times_follow_from_what_was_measured():
+    """Two nets are measured; one as deep as in the middle, in multiply-adds, takes the time in the middle."""
+    planned = speed.planned([2, 5])
+    ends = {run: trainers.cost(run, (32, 32)) / 1e11 for run in planned["5_layer_responses"]}
+    measured = {run: ends[run] for run in ends if run.net in ("plain-20", "resnet-110")}
+    nets = speed.net_times(planned, measured).set_index("net")
+    assert set(nets.index) == {run.net for runs in planned.values() for run in runs}
+    assert nets["how"].value_counts().to_dict() == {"computed": 7, "measured": 2}
+    for run, seconds in ends.items():
+        assert nets.loc[run.net, "speed"] == pytest.approx(128 / seconds, rel=1e-6)
+    times = speed.protocol_times(planned, measured).set_index("notebook")
+    alone = nets.loc[[run.net for run in planned["5_layer_responses"]], "seconds"].sum()
+    workers = max(1, cores() // max(trainers.threads_for(run, (32, 32)) for run in ends))
+    assert alone / workers <= times.loc["5_layer_responses", "seconds"] * 1.0001 <= alone * 1.0002
+    assert times.loc["2_plain_vs_residual", "iterations"] == 8 * 64_000
+
+
+def test_nothing_planned_takes_no_time():
+    assert speed.measure({}) == {}
+    assert speed.net_times({}, {}).empty
+    assert speed.protocol_times({}, {}).empty
+
+
 def test_unknown_choices_are_refused():
     with pytest.raises(ValueError, match="notebook 7: choose 0, 2, 3, 4, 5, 6"):
         speed.planned([0, 7])
@@ -67,7 +91,6 @@ def test_unknown_choices_are_refused():
     with pytest.raises(ValueError, match="rounds 0: give at least 1"):
         speed.compare(["resnet-8"], rounds=0)
     assert list(speed.planned([4, 2])) == ["4_shortcuts", "2_plain_vs_residual"]
-    assert speed.protocol_times({}).empty
 
 
 def test_the_limit_follows_from_the_matrix_product(monkeypatch):
