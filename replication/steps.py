@@ -83,7 +83,9 @@ class Step:
         self.device = device_of(group)
         self.net = net.to(self.device, memory_format=torch.channels_last).train()
         self.recipe, self.precision, self.group = recipe, precision, group
-        self.running = in_one_piece(self.net)
+        # One tensor where groups are averaged; where they are not, compiled nets are quicker with many.
+        several = recipe.group not in (None, recipe.batch) or group.count > 1
+        self.running = in_one_piece(self.net) if several else None
         self.optimizer = torch.optim.SGD(
             self.net.parameters(),
             lr=recipe.lr,
@@ -113,7 +115,7 @@ class Step:
             self.forward, images = compiled(self.net), self.recipe.group or self.recipe.batch
         else:
             return
-        before = self.running.clone()
+        before = [buffer.clone() for buffer in self.net.buffers()]
         nothing = torch.zeros(images, 3, *size, device=self.device).to(memory_format=torch.channels_last)
         try:
             with models.autocast(self.device, self.precision):
@@ -126,7 +128,8 @@ class Step:
                 f"the net could not be compiled; set TORCH_COMPILE_DISABLE=1 to train without: {error}"
             ) from error
         self.optimizer.zero_grad()
-        self.running.copy_(before)
+        for buffer, value in zip(self.net.buffers(), before, strict=True):
+            buffer.copy_(value)
 
     def _in_group(self):
         return DistributedDataParallel(
