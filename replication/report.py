@@ -299,6 +299,7 @@ def speeds(table):
         axes.set_yticks(range(len(bars)), [name for name, *_ in bars])
         axes.invert_yaxis()
         sns.despine(ax=axes)
+    plt.close(figure)  # as in ``curves``
     return figure
 
 
