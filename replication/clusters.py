@@ -39,6 +39,9 @@ def connected(executor):
     if not isinstance(executor, str):
         yield _of(executor._client if isinstance(executor, Executor) else executor)
         return
+    if ":" not in executor:  # for an empty one, Dask would start a cluster of its own
+        problem = "it is no address such as 'tcp://10.0.0.5:8786'"
+        raise ValueError(f"executor {executor!r}: no Dask scheduler answers there ({problem}): {RETRY}")
     try:
         from distributed import Client
     except ImportError as error:

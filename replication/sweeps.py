@@ -5,7 +5,14 @@ import multiprocessing
 import os
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,7 +133,8 @@ def _train(runs, results, data, executor, processes):
     runs = _longest_first(runs, images.size)
     with _timed(results) as forecast:
         if executor is not None:
-            forecast(executor, runs, images, getattr(executor, "_max_workers", 1))
+            threads = isinstance(executor, ThreadPoolExecutor)  # of one process, where one run at a time is trained
+            forecast(executor, runs, images, 1 if threads else getattr(executor, "_max_workers", 1))
             with _bar(runs) as bar:
                 errors = _follow(_submit(executor, runs, results, data), results, bar)
         else:
