@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from replication import forecasts, sweeps, trainers
+from replication import forecasts, paper, steps, sweeps, trainers
 from replication.comparisons import interval_of_mean
 from replication.images import cores
 from replication.runs import PRECISIONS, Run, grid, net_names, whole
 
 SIZE = (32, 32)  # of CIFAR's images
+SIZES = {"cifar10": SIZE, "imagenet": (224, 224)}  # of what the paper's protocols train on
+TEST_IMAGES = {"cifar10": 10_000, "imagenet": 50_000}
 BATCH = 128  # of the paper, and of the common loop
 WARM_UP = 3  # iterations that do not count
 COMPARED = ["net", "dataset", "iterations", "error", "seeds", *PRECISIONS, "difference", "low", "high"]
@@ -42,16 +44,16 @@ def common_loop(net, iterations, workers=None):
     """
     from torchvision import transforms
 
-    steps = [transforms.RandomCrop(SIZE, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    changes = [transforms.RandomCrop(SIZE, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     images = forecasts.random_images(SIZE, BATCH * (WARM_UP + iterations)).train
     loader = torch.utils.data.DataLoader(
-        _Pictures(images, transforms.Compose([*steps, normalize])),
+        _Pictures(images, transforms.Compose([*changes, normalize])),
         batch_size=BATCH,
         shuffle=True,
         num_workers=cores() if workers is None else workers,
     )
-    device = trainers.steps.device_of()
+    device = steps.device_of()
     net = Run(net, "cifar10").name.build(classes=10).to(device).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9, weight_decay=1e-4)
     for iteration, (inputs, labels) in enumerate(loader):
@@ -80,7 +82,7 @@ class _Pictures(torch.utils.data.Dataset):
 
 def matrix_product(precision, repeats=10):
     """Floating-point operations per second of a product of square matrices: the most that this machine computes."""
-    device, kind = trainers.steps.device_of(), getattr(torch, precision)
+    device, kind = steps.device_of(), getattr(torch, precision)
     one, other = (torch.randn(SQUARE, SQUARE, device=device).to(kind) for _ in range(2))
     seconds = []
     for _ in range(repeats):
@@ -160,15 +162,13 @@ def protocols(precision="float32"):
     """What each notebook trains in the paper's protocol: {notebook: runs}."""
     depths = [20, 32, 44, 56]
     plain, residual = (net_names(kind, depths) for kind in ("plain", "resnet"))
-    fig_7 = ["plain-20", "plain-56", "resnet-20", "resnet-56", "resnet-110"]
-    imagenet = ["plain-18", "plain-34", "resnet-18", "resnet-34", "resnet-34-B", "resnet-34-C"]
     nets = {
         "0_quickstart": ["plain-20", "plain-56", "resnet-20", "resnet-56"],
         "2_plain_vs_residual": plain + residual,
         "3_cifar_depths": [*residual, "resnet-110", "resnet-1202"],
         "4_shortcuts": ["plain-56", "resnet-56-A", "resnet-56-B", "resnet-56-C"],
-        "5_layer_responses": fig_7,
-        "6_imagenet": [*imagenet, "resnet-50", "resnet-101", "resnet-152"],
+        "5_layer_responses": list(paper.FIGURE_7),
+        "6_imagenet": list(paper.IMAGENET_NETS),
     }
     seeds = {"4_shortcuts": [0, 1, 2]}
     sets = {"6_imagenet": "imagenet"}
@@ -188,10 +188,6 @@ def planned(notebooks, precision="float32"):
         if number not in numbered:
             raise ValueError(f"notebook {number!r}: choose {', '.join(map(str, numbered))}")
     return dict(numbered[number] for number in notebooks)
-
-
-SIZES = {"cifar10": SIZE, "imagenet": (224, 224)}
-TEST_IMAGES = {"cifar10": 10_000, "imagenet": 50_000}
 
 
 def measure(planned):
@@ -234,7 +230,7 @@ def protocol_times(planned, measured):
 
 def machine():
     """This machine in words: its processor or GPU, cores, and the version of torch."""
-    found = trainers.environment(trainers.steps.device_of())
+    found = trainers.environment(steps.device_of())
     device = found["processor"] if found["device"] == "cpu" else found["device"]
     return f"{device}, {found['cores']} cores, torch {found['torch']}"
 

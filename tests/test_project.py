@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "forecasts": {"data", "steps", "trainers"},
     "clusters": set(),
     "sweeps": {"images", "data", "recipes", "models", "runs", "steps", "trainers", "forecasts", "clusters"},
-    "speed": {"images", "comparisons", "runs", "trainers", "forecasts", "sweeps"},
+    "speed": {"paper", "images", "comparisons", "runs", "steps", "trainers", "forecasts", "sweeps"},
     "comparisons": set(),
     "verdicts": {"paper", "runs", "comparisons"},
     "report": {"paper", "runs", "verdicts"},
