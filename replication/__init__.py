@@ -32,15 +32,9 @@ def _declare_missing_torchvision_ops():
 _KEPT = []
 _declare_missing_torchvision_ops()
 
-from replication.runs import (  # noqa: E402 (after the declaration)
-    Record,
-    Run,
-    all_finished,
-    finished,
-    grid,
-    net_names,
-    start_notebook,
-)
+from replication.parameters import start_notebook  # noqa: E402 (after the declaration)
+from replication.records import Record, all_finished, finished  # noqa: E402
+from replication.runs import Run, grid, net_names  # noqa: E402
 from replication.sweeps import RunsFailedError, run_all  # noqa: E402
 
 __all__ = [

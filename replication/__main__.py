@@ -1,6 +1,7 @@
 """Train one run from the command line: ``python -m replication resnet-50 --dataset imagenet``, or by torchrun."""
 
 import argparse
+import sys
 from dataclasses import fields
 
 from replication import Run, trainers
@@ -26,8 +27,14 @@ def main():
         run = Run(**values)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    record = trainers.train(run, results, data, progress=True)
-    print(f"{record.folder}: test error {record.summary['test_error']:.2f} %")
+    try:
+        record = trainers.train(run, results, data, progress=True)
+    except KeyboardInterrupt:  # a line has told how to go on
+        sys.exit(130)
+    if record.diverged is None:
+        print(f"{record.folder}: test error {record.summary['test_error']:.2f} %")
+    else:
+        print(f"{record.folder}: diverged")
 
 
 if __name__ == "__main__":

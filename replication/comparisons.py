@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from replication.records import ended
+
 VERDICTS = ("reproduced", "partly", "not reproduced", "inconclusive", "not attempted")
 CONFIDENCE = 0.95
 # Points between two single runs that say nothing: six runs of one ResNet-56, by one user of a public replication, gave
@@ -121,17 +123,26 @@ WARMUP = Measured("is warmed up for", _warmup)
 
 
 class Group:
-    """The records of one set of conditions, by net; ``evaluations`` as of ``evaluate.evaluations``."""
+    """The records of one set of conditions, by net; ``evaluations`` as of ``evaluate.evaluations``.
+
+    A run that diverged has no errors, and a comparison with a net of which one did is unclear: what is left is a choice
+    of the lucky ones.
+    """
 
     def __init__(self, records, evaluations):
         self.records, self.evaluations = {}, evaluations
-        for record in records:
+        kept, self.diverged = ended(records)
+        for record in kept:
             self.records.setdefault(record.net, []).append(record)
         self.conditions = records[0].conditions
         self.family = "imagenet" if records[0].run.name.imagenet else "cifar"
 
     def depths(self, kind, wanted):
-        return [depth for depth in wanted if f"{kind}-{depth}" in self.records]
+        return [depth for depth in wanted if self.run(f"{kind}-{depth}")]
+
+    def run(self, net):
+        """Whether a net was run, to whatever end."""
+        return net in self.records or net in self.diverged
 
     def values(self, net, measured):
         """Of every run of a net, as far as it was measured."""
@@ -155,7 +166,9 @@ class Group:
             # Two trained nets may well differ on these images, and yet by no more than two seeds of the same net do.
             clear = abs(difference) > measured.one_run and (paired is None or paired.differ == paired.pairs)
         notes += [paired.text] if paired is not None else []
-        outcome = "unclear" if not clear else "holds" if difference > 0 else "fails"
+        lost = self.lost(net, other)
+        outcome = "unclear" if lost or not clear else "holds" if difference > 0 else "fails"
+        notes += lost
         return Check(outcome, measured.compared(net, ours, other, theirs, notes), runs, (net, other), role)
 
     def alike(self, net, other, measured=TEST, within=ABOUT_EQUAL, role="decides"):
@@ -173,7 +186,9 @@ class Group:
         paired = self._paired(net, other) if measured is TEST else None
         notes += [paired.text] if paired is not None else []
         inside = runs > 1 and -within <= low and high <= within
-        outcome = "holds" if inside else "fails" if low > within or high < -within else "unclear"
+        lost = self.lost(net, other)
+        outcome = "unclear" if lost else "holds" if inside else "fails" if low > within or high < -within else "unclear"
+        notes += lost
         return Check(outcome, measured.compared(net, ours, other, theirs, notes), runs, (net, other), role)
 
     def equal(self, net, other, name, role="decides"):
@@ -200,7 +215,7 @@ class Group:
     def pair(self, depths):
         """The plain and the residual net of the deepest of these depths at which both were run, or else one of them."""
         names = [(f"plain-{depth}", f"resnet-{depth}") for depth in depths]
-        return max(names, key=lambda pair: (sum(net in self.records for net in pair), names.index(pair)))
+        return max(names, key=lambda pair: (sum(map(self.run, pair)), names.index(pair)))
 
     def mean(self, net, measured):
         return mean_of(self.values(net, measured))
@@ -209,8 +224,16 @@ class Group:
         """Of every run of a net, the table of its layers, if these were measured."""
         return [record.layers for record in self.records.get(net, ()) if len(record.layers)]
 
+    def lost(self, *nets):
+        """In words, of which of these nets runs diverged."""
+        counted = [(net, self.diverged[net]) for net in nets if net in self.diverged]
+        return [f"{count} run{'s' if count > 1 else ''} of {net} diverged" for net, count in counted]
+
     def missing(self, *nets):
-        """The check that has no values of one of these nets."""
+        """The check that has no values of one of these nets: unclear if that is because its runs diverged."""
+        lost = [net for net in nets if net not in self.records and net in self.diverged]
+        if lost:
+            return Check("unclear", f"{' and '.join(self.lost(*lost))}, no other is there to compare", nets=tuple(nets))
         absent = tuple(net for net in nets if net not in self.records)
         text = f"not run: {', '.join(absent)}" if absent else f"not measured: {' or '.join(nets)}"
         return Check("missing", text, nets=absent)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from replication import photographs
+from replication import files, photographs
 from replication.images import (
     READING_ERRORS,
     VERSION,
@@ -163,14 +163,14 @@ def load(name, root="data", progress=True):
     CIFAR is downloaded into ``root`` on first use; a folder is decoded once and cached in ``<root>/.cache``.
     A name that begins with ``imagenet`` is that of a folder ``{train,val}/<wnid>/*`` of photographs, in torchvision's
     layout of ImageNet; they stay in their files. ``imagenet-rehearsal`` is a small one, made on first use.
-    Raises ValueError naming what is wrong with the name or the files and what to do.
+    Raises TypeError or ValueError naming what is wrong with the name or the files and what to do.
     """
-    root = Path(root)
+    root = files.folder("data", root)
+    check_name(name)
     if name == "digits":
         return _digits()
     if name in ("cifar10", "cifar100"):
         return _cifar(name, root)
-    check_name(name)
     if name == "imagenet-rehearsal" and not (root / name).is_dir():
         photographs.make_rehearsal(root / name)
     if not (root / name).is_dir():
@@ -224,42 +224,48 @@ def _cifar(name, root):
     from torchvision import datasets  # a second to import: only where it is needed
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    try:
-        train, test = (kind(root, train=part, download=True) for part in (True, False))
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"dataset {name!r} is not in {root} and could not be downloaded ({error}): download {kind.url} "
-            f"by other means and put it into {root}, or choose 'digits' or a folder of images"
-        ) from error
+    try:  # torchvision compares the files' checksums before it reads them
+        train, test = (kind(root, train=part) for part in (True, False))
+    except RuntimeError:
+        if present(name, root):
+            print(f"{name} in {root} is damaged or not complete: it is unpacked or downloaded again")
+        try:
+            with files.locked(root / ".cache" / f"{name}.lock", f"{name} is being downloaded"):
+                train, test = (kind(root, train=part, download=True) for part in (True, False))
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"dataset {name!r} is not in {root} and could not be downloaded ({error}): download {kind.url} "
+                f"by other means and put it into {root}, or choose 'digits' or a folder of images"
+            ) from error
     parts = [Images(part.data, np.array(part.targets, dtype=np.int64)) for part in (train, test)]
     return Dataset(name, tuple(train.classes), *parts)
 
 
 def _folder(name, root, progress):
-    classes, files = listing(root / name, ("train", "test"))
+    classes, listed = listing(root / name, ("train", "test"))
     key = hashlib.sha256(f"{VERSION} {classes}".encode())
-    for part, members in files.items():
+    for part, members in listed.items():
         for path, _, size, changed in members:
             key.update(os.fsencode(f"{name}/{part}/{path} {size} {changed}\n"))
     cache = root / ".cache" / f"{name}.npz"
     arrays = read_cache(cache, key.hexdigest())
     if arrays is None:
         arrays = {}
-        total = sum(map(len, files.values()))
+        total = sum(map(len, listed.values()))
         with progress_bar(total, f"decoding {name}", "images", disable=not progress) as bar:
-            for part, members in files.items():
+            for part, members in listed.items():
                 arrays[f"{part}_pixels"] = _decode([root / name / part / path for path, *_ in members], bar)
                 arrays[f"{part}_labels"] = np.array([label for _, label, *_ in members], dtype=np.int64)
         if arrays["train_pixels"].shape[1:] != arrays["test_pixels"].shape[1:]:
-            sizes = [tuple(arrays[f"{part}_pixels"].shape[2:0:-1]) for part in files]
+            sizes = [tuple(arrays[f"{part}_pixels"].shape[2:0:-1]) for part in listed]
             raise ValueError(
                 f"{root / name}: train has images of {_size(sizes[0])}, test of {_size(sizes[1])}: resize one"
             )
         try:
             write_cache(cache, key.hexdigest(), arrays)
         except OSError as error:
-            print(f"{cache} cannot be written ({error}): the images will be decoded anew each time")
-    parts = [Images(arrays[f"{part}_pixels"], arrays[f"{part}_labels"]) for part in files]
+            print(f"{cache} cannot be written ({error.__cause__ or error}): the images will be decoded anew each time")
+    parts = [Images(arrays[f"{part}_pixels"], arrays[f"{part}_labels"]) for part in listed]
     return Dataset(name, classes, *parts)
 
 

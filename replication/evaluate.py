@@ -1,7 +1,6 @@
 """Errors of nets on images they are not trained on, in every way that the paper tests them."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +9,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from replication import data as datasets
-from replication import measure, models, photographs, runs
+from replication import files, measure, models, photographs, runs
 from replication.images import centred, progress_bar
+from replication.records import checked_text, read_checked
 
 
 def single_view(net, views, device="cpu", precision="float32", kept=None):
@@ -258,13 +258,13 @@ def evaluations(
 
 def _known(own, weights, together, loaded, precision, folder):
     """What was measured before of the same weights and images; where nothing was, only what it depends on."""
-    files = {name: [record.folder / "weights.pt"] for name, record in own.items()}
-    files |= {label: [Path(options["path"])] for label, options in weights.items()}
-    files |= {"ensemble": [record.folder / "weights.pt" for record in together]} if together else {}
+    paths = {name: [record.weights] for name, record in own.items()}
+    paths |= {label: [Path(options["path"])] for label, options in weights.items()}
+    paths |= {"ensemble": [record.weights for record in together]} if together else {}
     stored = _stored(folder) | {name: record.evaluation for name, record in own.items() if record.evaluation}
     known = {}
-    for name, paths in files.items():
-        depends = {"precision": precision, "weights": _digest(paths), "options": weights.get(name)}
+    for name, members in paths.items():
+        depends = {"precision": precision, "weights": _digest(members), "options": weights.get(name)}
         depends["fingerprint"] = loaded.fingerprint if loaded else None
         depends["members"] = [record.run.id for record in together] if name == "ensemble" else None
         before = stored.get(name, {})
@@ -278,7 +278,7 @@ def _measure(missing, known, own, weights, together, loaded, way, precision, unr
     nets = {name: load_other(name, weights[name], loaded) for name in missing if name in weights}
     for name, record in own.items():
         if name in missing or (record in together and "ensemble" in missing):
-            net = models.load_weights(record.run.name.build(len(loaded.classes)), record.folder / "weights.pt")
+            net = models.load_weights(record.run.name.build(len(loaded.classes)), record.weights)
             mean = loaded.hold_out(record.run.holdout).mean
             nets[name] = Tested(net.to(_device()), torch.from_numpy(mean).to(_device()))
     entries = {
@@ -295,15 +295,14 @@ def _measure(missing, known, own, weights, together, loaded, way, precision, unr
 def _keep(known, own, folder):
     for name, record in own.items():
         if known[name] != record.evaluation and set(WAYS) & set(known[name]):
-            runs.write(record.folder / "evaluation.json", runs.json_text(known[name]))
+            files.write(record.folder / "evaluation.json", checked_text(known[name]))
     folder.mkdir(parents=True, exist_ok=True)
     others = {name: found for name, found in known.items() if name not in own}
-    runs.write(folder / "evaluations.json", runs.json_text(_stored(folder) | others))
+    files.write(folder / "evaluations.json", checked_text(_stored(folder) | others))
 
 
 def _stored(folder):
-    path = folder / "evaluations.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_checked(folder / "evaluations.json")
 
 
 def _digest(paths):

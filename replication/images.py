@@ -1,9 +1,8 @@
 """What small images and photographs have in common: order, shares, inputs of a net, folders, caches, bars."""
 
 import contextlib
+import io
 import os
-import uuid
-import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +10,8 @@ import torch.nn.functional as F
 import tqdm.auto
 import tqdm.notebook
 from PIL import Image
+
+from replication import files
 
 VERSION = 1  # of the decoding: part of the key of what is cached
 READING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -143,22 +144,19 @@ def visible(folder, folders=False):
 def read_cache(path, key):
     """The arrays cached under that key; None when there are none or the files have changed since."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(files.read_sealed(path)), allow_pickle=False) as stored:
             if str(stored["key"]) == key:
                 return {name: stored[name] for name in stored.files if name != "key"}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        print(f"{path} is damaged ({error}): decoding the images again")
+    except Exception as error:  # whatever numpy makes of a file that holds something else
+        print(f"{error if isinstance(error, files.DamagedError) else f'{path}: {error}'}: decoding the images again")
     return None
 
 
 def write_cache(path, key, arrays):
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with part.open("wb") as file:
-            np.savez(file, key=np.array(key), **arrays)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    files.remove_parts(path.parent, path.name, files.ABANDONED)
+    content = io.BytesIO()
+    np.savez(content, key=np.array(key), **arrays)
+    files.write_sealed(path, content.getvalue())

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from replication.models import autocast
-from replication.runs import SIGNALS
+from replication.records import SIGNALS
 
 
 def parameters(net):

@@ -5,7 +5,6 @@ Parameters are named as in torchvision's ResNet (``conv1``, ``bn1``, ``layer1.0.
 """
 
 import difflib
-import pickle
 import re
 from typing import NamedTuple
 
@@ -13,8 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from replication import files
+
 SHORTCUTS = ("A", "B", "C")
 CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)  # those of the paper; any 6n+2 can be built
+DEEPEST = 9998  # of these
+MOST_CLASSES = 100_000
 IMAGENET_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
@@ -162,9 +165,10 @@ def cifar_net(depth, residual=True, shortcut="A", classes=10):
     """The net of section 4.2 with ``depth`` = 6n+2 weighted layers, for ``(N, 3, 32, 32)`` (any size divisible by 4).
 
     A plain net (``residual=False``) has no shortcuts; ``shortcut`` is then left unused.
-    Raises ValueError for a depth that is not 6n+2 or an unknown shortcut.
+    Raises TypeError or ValueError for a depth that is not 6n+2, an unknown shortcut or no number of classes.
     """
     check_cifar_depth(depth)
+    check_residual(residual)
     check_shortcut(shortcut)
     check_classes(classes)
     n = (depth - 2) // 6
@@ -176,8 +180,9 @@ def imagenet_net(depth, residual=True, shortcut="B", classes=1000, stride_on="1x
     """The net of Table 1 with 18, 34, 50, 101 or 152 layers, for ``(N, 3, 224, 224)`` (any size from 32 on).
 
     ``stride_on``: the layer of a bottleneck that subsamples, "1x1" as in the released nets or "3x3" as in torchvision.
-    Raises ValueError for an unknown depth, shortcut or stride_on, and for a plain net of bottlenecks.
+    Raises TypeError or ValueError for an unknown depth, shortcut or stride_on, and for a plain net of bottlenecks.
     """
+    check_residual(residual)
     check_imagenet_depth(depth, residual)
     check_shortcut(shortcut)
     check_classes(classes)
@@ -207,17 +212,17 @@ def load_weights(net, path, zeros="behind"):
     if zeros not in ("behind", "around"):
         raise ValueError(f"zeros {zeros!r}: choose 'behind' or 'around', where the file's net has shortcut A's zeros")
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        stored = files.load(path)
+    except ValueError as error:
         raise ValueError(
             f"{path} is no file of weights alone, as torch.save(net.state_dict()) makes it: {error}"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(stored, dict) and isinstance(stored.get(key), dict):
             stored = stored[key]
-    if not isinstance(stored, dict) or not all(isinstance(value, torch.Tensor) for value in stored.values()):
+    if not isinstance(stored, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in stored.items()
+    ):
         raise ValueError(f"{path} holds no weights: expected tensors by name, alone or under 'state_dict' or 'model'")
     named = {re.sub(r"^linear\.", "fc.", name.removeprefix("module.")): value for name, value in stored.items()}
     # What torch added to batch norm after some checkpoints were made; it plays no part in their errors.
@@ -310,23 +315,25 @@ class NetName(NamedTuple):
 def check_cifar_depth(depth):
     if not isinstance(depth, int) or isinstance(depth, bool):
         raise TypeError(f"depth {depth!r}: give a whole number such as 20")
-    if depth < 8 or depth % 6 != 2:
-        near = max(8, 6 * round((depth - 2) / 6) + 2)
+    if not 8 <= depth <= DEEPEST or depth % 6 != 2:
+        near, paper = min(max(8, (depth + 1) // 6 * 6 + 2), DEEPEST), ", ".join(map(str, CIFAR_DEPTHS))
         raise ValueError(
-            f"depth {depth}: a CIFAR net has 6n+2 layers; the paper's are {', '.join(map(str, CIFAR_DEPTHS))}; "
+            f"depth {depth}: a CIFAR net has 6n+2 layers, up to {DEEPEST:,}; the paper's are {paper}; "
             f"the nearest to yours is {near}"
         )
 
 
 def check_imagenet_depth(depth, residual):
-    if depth not in IMAGENET_STAGES or isinstance(depth, bool):
+    if not isinstance(depth, int) or isinstance(depth, bool):
+        raise TypeError(f"depth {depth!r}: give a whole number such as 34")
+    if depth not in IMAGENET_STAGES:
         raise ValueError(f"depth {depth!r}: an ImageNet net has {', '.join(map(str, IMAGENET_STAGES))} layers")
     if not residual and depth >= 50:
         raise ValueError(f"depth {depth}: plain ImageNet nets have 18 or 34 layers")
 
 
 def check_shortcut(shortcut):
-    if shortcut not in SHORTCUTS:
+    if not isinstance(shortcut, str) or shortcut not in SHORTCUTS:
         raise ValueError(
             f"shortcut {shortcut!r}: choose A (identity, zero-padded), B (projection where dimensions grow) "
             "or C (every shortcut a projection)"
@@ -334,8 +341,13 @@ def check_shortcut(shortcut):
 
 
 def check_classes(classes):
-    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 2:
-        raise ValueError(f"classes {classes!r}: give a whole number of at least 2")
+    if not isinstance(classes, int) or isinstance(classes, bool) or not 2 <= classes <= MOST_CLASSES:
+        raise ValueError(f"classes {classes!r}: give a whole number from 2 to {MOST_CLASSES:,}")
+
+
+def check_residual(residual):
+    if not isinstance(residual, bool):
+        raise TypeError(f"residual {residual!r}: choose True or False")
 
 
 def nearest(value, choices):

@@ -1,7 +1,6 @@
 """The scorecard for people: its page, its table in the README, and what both say at the top."""
 
 import base64
-import json
 import os
 import re
 from pathlib import Path
@@ -12,9 +11,10 @@ from markupsafe import Markup, escape
 
 from replication import responses
 from replication.comparisons import VERDICTS
+from replication.files import write
 from replication.paper import CLAIMS, FIGURE_7, TABLE_6
+from replication.records import all_finished, by_conditions, ended, json_text, read_checked
 from replication.report import KINDS, errors, figure_6, save_figure
-from replication.runs import all_finished, by_conditions, json_text, write
 from replication.verdicts import THEIRS
 
 ROOT = Path(__file__).parent.parent  # of the source tree: README and notebooks lie there
@@ -29,9 +29,8 @@ MARKS = ("<!-- scorecard -->", "<!-- /scorecard -->")
 
 def everything(results="results"):
     """All records of a folder but rehearsals', and the errors of an ensemble that ``6_imagenet`` left there."""
-    path = Path(results) / "6_imagenet" / "evaluations.json"
     records = [record for record in all_finished(results) if record.run.recipe != "rehearsal"]
-    return records, json.loads(path.read_text()) if path.exists() else {}
+    return records, read_checked(Path(results) / "6_imagenet" / "evaluations.json")
 
 
 def summary(card, records):
@@ -75,6 +74,8 @@ def _runs(records):
         nets = len({record.net for record in members})
         data = DATA.get(members[0].run.dataset, "a folder of images")
         row = {"conditions": conditions, "data": data, "runs": len(members), "nets": nets, "hours": round(hours, 2)}
+        diverged = sum(ended(members)[1].values())
+        row |= {"diverged": diverged} if diverged else {}
         rows.append(row | {"hardware": ", ".join(machines)})
     return rows
 

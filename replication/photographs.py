@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -310,6 +311,11 @@ class _Places(torch.utils.data.Sampler):
         return iter(self.places)
 
 
+def _ignore_interrupts(_):
+    """The process that trains ends its readers: before, it may have an iteration to finish with what they read."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _loader(reader, collated, places, workers=None, pinned=False):
     if multiprocessing.current_process().daemon:
         workers = 0  # as the processes of a Dask worker are: they may start no others
@@ -319,6 +325,7 @@ def _loader(reader, collated, places, workers=None, pinned=False):
         collate_fn=collated,
         num_workers=cores() if workers is None else workers,
         pin_memory=pinned,
+        worker_init_fn=_ignore_interrupts,
     )
     with warnings.catch_warnings():
         # Python 3.12 and later warn of every fork in a process with threads; these children only read files.
@@ -361,8 +368,9 @@ def _statistics(dataset):
         cache.with_suffix(".test").unlink()
     except OSError as error:
         raise ValueError(
-            f"{cache} cannot be written ({error}), and to read {count:,} images again each time would take too long: "
-            f"let {dataset.root} be a folder that can be written to, with a symbolic link to the images in it"
+            f"{cache} cannot be written ({error.__cause__ or error}), and to read {count:,} images again each time "
+            f"would take too long: let {dataset.root} be a folder that can be written to, with a symbolic link to the "
+            "images in it"
         ) from error
     total, products, seen, unreadable = np.zeros((CROP, CROP, 3), np.int64), np.zeros((3, 3), np.int64), 0, {}
     with progress_bar(count, f"mean of {dataset.name}", "images", disable=not dataset.progress) as bar:

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 import os
 import time
 import uuid
@@ -15,7 +14,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 WAIT_FOR_OTHERS = datetime.timedelta(hours=12)  # while one process of a machine reads all images for their mean
 MAX_RESTARTS = 3  # of all processes of a run, each time that one of them dies
-POSTED = {"ValueError": ValueError, "FloatingPointError": FloatingPointError}
 
 
 class PostedError(Exception):
@@ -30,6 +28,13 @@ class Group(NamedTuple):
     local_rank: int = 0
     local_count: int = 1
 
+    def gather(self, value):
+        """What every process of the group gives, in their order."""
+        values = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(values, value)
+        return values
+
 
 @contextlib.contextmanager
 def members():
@@ -42,16 +47,15 @@ def members():
         torch.cuda.set_device(local_rank)
     store, rank, count = next(dist.rendezvous("env://", timeout=WAIT_FOR_OTHERS))
     if store.check(["error"]):
-        name, text = json.loads(store.get("error"))
-        raise PostedError(POSTED[name](text))
+        raise PostedError(ValueError(store.get("error").decode()))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     meeting = dist.PrefixStore(_meet(store, rank, count), store)
     dist.init_process_group(backend, store=meeting, rank=rank, world_size=count)
     try:
         yield Group(rank, count, local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
-    except tuple(POSTED.values()) as error:
+    except ValueError as error:
         # Told to all when they are started again: alone, this process would leave the others waiting for it.
-        store.set("error", json.dumps([type(error).__name__, str(error)]))
+        store.set("error", str(error))
         raise
     finally:
         dist.destroy_process_group()
@@ -85,8 +89,8 @@ def launch(function, arguments, processes, name):
     """Call ``function(*arguments)`` in several processes of this machine, which form a group.
 
     Torch's engine watches them: if one dies, all are started again, up to ``MAX_RESTARTS`` times.
-    Raises RuntimeError when they die once more, and the error itself that a process raised in its group if it is one of
-    ``POSTED``: it would only come again.
+    Raises RuntimeError when they die once more, and ValueError when a process raised one in its group: it would only
+    come again.
     """
     config = LaunchConfig(
         min_nodes=1,

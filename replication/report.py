@@ -5,11 +5,13 @@ import pathlib
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from markupsafe import escape
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 
+from replication.files import write
 from replication.paper import TABLE_6
-from replication.runs import CONDITIONS, in_words, write
+from replication.records import CONDITIONS, in_words
 from replication.verdicts import scorecard as scorecard  # offered here, too
 
 KINDS = {"plain": "plain nets", "resnet": "residual nets"}
@@ -31,14 +33,17 @@ def errors(records, nets=(), published=TABLE_6, others=()):
     Errors are in percent; ``train_error`` is the mean over the batches of the history's last row, a hundredth of a
     full run, as they were trained on. A deviation is empty for a single run. ``nets``: names that get a row even
     without a record. ``others``: rows of their own, as of ``evaluate.errors_of_others``.
-    ``comparable`` says whether a row was measured under the paper's conditions.
+    ``comparable`` says whether a row was measured under the paper's conditions, ``diverged`` how many of the n runs
+    did: these are left out of the means.
     """
-    rows = _means(records, lambda record: record.summary, ERRORS)
+    rows = _means(records, lambda record: record.summary | {"diverged": record.diverged is not None}, ERRORS)
     rows += [{"net": net, "n": 0} for net in nets if net not in {row["net"] for row in rows}]
     rows += [dict(other) | {"n": 1} for other in others]
     spreads = [name for error in ERRORS for name in (error, f"{error}_std")]
-    table = pd.DataFrame(rows, columns=["net", "parameters", *CONDITIONS, "n", *spreads, "seconds"])
-    table = table.astype({"parameters": "Int64", "iterations": "Int64", "holdout": "Int64", "group": "Int64"})
+    table = pd.DataFrame(rows, columns=["net", "parameters", *CONDITIONS, "n", "diverged", *spreads, "seconds"])
+    table["diverged"] = table["diverged"].fillna(0)
+    whole = ("parameters", "iterations", "holdout", "group", "diverged")
+    table = table.astype(dict.fromkeys(whole, "Int64"))
     alike = [published.conditions is not None and published.conditions.items() <= row.items() for row in rows]
     paper_errors = table["net"].map(published.errors).astype(float)
     return table.assign(paper_error=paper_errors, paper=published.title, comparable=alike)
@@ -54,6 +59,8 @@ def _means(records, measured, names):
             for name in names:
                 values = group[name].astype(float)
                 row |= {name: values.mean(), f"{name}_std": values.std()}
+            if "diverged" in group:
+                row["diverged"] = int(group["diverged"].sum())
             rows.append(row | {name: group[name].mean() for name in ("parameters", "seconds") if name in group})
     return rows
 
@@ -121,8 +128,11 @@ def readable(table, published=TABLE_6):
         if table[name].nunique() > 1:
             shown[name] = [_number(value) for value in table[name]]
     shown["runs"] = [n if ours else "–" for n, ours in zip(table["n"], _trained_here(table), strict=True)]
+    if "diverged" in table and table["diverged"].any():
+        shown["diverged"] = list(table["diverged"])
     for error, words in (TESTED if "top1" in table else ERRORS).items():
-        rows = zip(table[error], table[f"{error}_std"], table["n"], table["net"], strict=True)
+        lost = (table["n"] > 0) & (table["n"] == table["diverged"]) if "diverged" in table else [False] * len(table)
+        rows = zip(table[error], table[f"{error}_std"], table["n"], table["net"], lost, strict=True)
         shown[f"ours: {words} %"] = [_with_spread(*row) for row in rows]
         if f"paper_{error}" in table and table[f"paper_{error}"].notna().any():
             shown[f"paper: {words} %"] = [_number(value) for value in table[f"paper_{error}"]]
@@ -142,7 +152,8 @@ def _ours(net):
 
 def styled(table, published=TABLE_6):
     """``readable`` for a notebook, with its caution as the caption."""
-    return readable(table, published).style.hide().set_caption(caution(table)).set_table_styles(LOOKS)
+    shown = readable(table, published).style.hide().format(escape="html").set_table_styles(LOOKS)
+    return shown.set_caption(str(escape(caution(table))))
 
 
 def _number(value):
@@ -151,7 +162,9 @@ def _number(value):
     return value if isinstance(value, str) else f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 
-def _with_spread(mean, deviation, n, net):
+def _with_spread(mean, deviation, n, net, diverged):
+    if diverged:
+        return "diverged"
     if pd.isna(mean):
         return "not run" if n == 0 and _ours(net) else "–"
     return f"{mean:.2f}" if pd.isna(deviation) else f"{mean:.2f} ± {deviation:.2f}"
@@ -165,6 +178,12 @@ def caution(table):
         sentences.append(f"Ours: {described(table)}.")
     if "images" in table and (table["n"] > 0).any():
         sentences.append(f"Tested on {table['images'].iloc[0]:,} images.")
+    if "diverged" in table:
+        sentences += [
+            f"{row.diverged} of {row.n} run{'s' if row.n > 1 else ''} of {row.net} diverged"
+            f"{': the errors are those of the others' if row.diverged < row.n else ''}."
+            for row in table[table["diverged"] > 0].itertuples()
+        ]
     members = [names for names in table.get("members", ()) if isinstance(names, str) and names]
     if members:
         sentences.append(f"The ensemble: {members[0]}.")
@@ -186,8 +205,14 @@ def save_errors(table, folder, published=TABLE_6, name="table"):
     """Write a table of ``errors`` or ``tested``: all numbers to ``<name>.csv``, ``readable`` to ``<name>.md``."""
     shown = readable(table, published)
     aligned = ["left", *["right"] * (shown.shape[1] - 1)]
-    text = shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
-    write_table(table, f"{text}\n\n{caution(table)}\n", folder, name)
+    names = shown.assign(net=[_in_markdown(net) for net in shown["net"]])
+    text = names.to_markdown(index=False, disable_numparse=True, colalign=aligned)
+    write_table(table, f"{text}\n\n{_in_markdown(caution(table))}\n", folder, name)
+
+
+def _in_markdown(text):
+    """Text that may hold names of others, so that none of it is taken for HTML or the end of a cell."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def save_table(table, folder, name="table", shown=None, note=""):
@@ -329,7 +354,8 @@ def _panel(axes, histories, nets, parts):
         for part in parts:
             rows = histories[(histories["net"] == net) & (histories["part"] == part)]
             sns.lineplot(rows, x="iteration", y="error", errorbar="sd", color=colours[net], ax=axes, **STYLES[part])
-            ends[net] = rows.loc[rows["iteration"] == rows["iteration"].max(), "error"].mean()
+            if len(rows):
+                ends[net] = rows.loc[rows["iteration"] == rows["iteration"].max(), "error"].mean()
     for net, place in _apart(ends, *axes.get_ylim()).items():
         text = {"va": "center", "color": colours[net], "weight": "bold", "fontsize": "small"}
         axes.annotate(net, (1.01, place), xycoords=("axes fraction", "data"), annotation_clip=False, **text)
@@ -388,6 +414,9 @@ def findings(table):
 def compared(table, error, first, second, words):
     """One sentence: by how many points an error of the second net is above or below that of the first."""
     before, after = table.loc[first, error], table.loc[second, error]
+    lost = [net for net, value in ((first, before), (second, after)) if pd.isna(value)]
+    if lost:
+        return f"{words}: all runs of {' and '.join(lost)} diverged, there is no {ERRORS[error]} to compare."
     runs = min(table.loc[first, "n"], table.loc[second, "n"])
     return (
         f"{words}: {second} has a {ERRORS[error]} of {after:.2f} %, {abs(after - before):.2f} points "

@@ -5,6 +5,7 @@ import pandas as pd
 import seaborn as sns
 
 from replication.comparisons import gradient_gain, mean_residual, mean_response
+from replication.records import ended
 from replication.report import LOOKS, conditions_of, write_table
 from replication.verdicts import scorecard
 
@@ -75,10 +76,12 @@ def save_table(measured, folder):
 
 def findings(records):
     """What the records say on claims 5 and 10: a list of sentences, each claim's verdict first."""
-    card = scorecard(_measured(records))
+    card = scorecard(records)
     lines = []
     for row in card[card["claim"].isin((5, 10)) & (card["verdict"] != "not attempted")].itertuples():
         lines += [f"{row.name}: {row.verdict} ({row.conditions}).", *(f"  {sentence}" for sentence in row.found)]
+    _, diverged = ended(records)
+    lines += [f"{count} of the runs of {net} diverged and are left out." for net, count in diverged.items()]
     return lines or ["These nets do not decide claims 5 and 10: see paper.CLAIMS for what is compared."]
 
 
@@ -148,8 +151,11 @@ def residuals(records):
 
 
 def _measured(records):
-    """The records, all of which must have had their layers measured."""
+    """The records of runs that came to their end, all of which must have had their layers measured."""
     conditions_of(records)
+    records, diverged = ended(records)
+    if not records:
+        raise ValueError(f"all runs of {', '.join(diverged)} diverged: there are no layers to show")
     without = [record.run.id for record in records if record.layers.empty]
     if without:
         raise ValueError(

@@ -1,15 +1,8 @@
-"""One run: what is trained, validated and named, and the record it leaves in ``results/runs/<run id>/``."""
+"""One run: what is trained, validated and named."""
 
-import ast
-import io
-import json
 import numbers
-import os
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-
-import pandas as pd
 
 from replication.data import check_name, is_imagenet
 from replication.models import NetName, nearest
@@ -17,10 +10,6 @@ from replication.photographs import UNREADABLE
 from replication.recipes import RECIPES, own_recipe
 
 PRECISIONS = ("float32", "bfloat16")
-# What must be equal for errors to be compared: among them the images themselves, by their fingerprint.
-CONDITIONS = ("dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "group")
-SIGNALS = ("response_std", "signal_variance", "gradient_norm", "weight_norm", "residual_ratio")
-COLUMNS = ("iteration", "lr", "train_error", "train_loss", "test_error", "test_loss", "seconds")
 
 
 @dataclass(frozen=True)
@@ -132,168 +121,6 @@ class Run:
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
-@dataclass(frozen=True, eq=False)
-class Record:
-    """What a finished run left; read from its folder when first asked for.
-
-    summary: final errors (percent), sizes and times (seconds) as a dict.
-    history: a DataFrame of ``COLUMNS``, one row a recording.
-    layers: a DataFrame of ``measure.signals`` at some iterations, from 0 to the last, one row for each weighted layer.
-    predictions: a DataFrame of the labels and the predicted classes of all test images, by the weights left at the end;
-        empty where some images could not be read.
-    environment: versions, device, threads and commit as a dict.
-    fingerprint: of the data set.
-    """
-
-    run: Run
-    folder: Path
-
-    @property
-    def net(self):
-        """The net's name in tables and figures: one that was not warmed up is a row of its own."""
-        return self.run.net if self.run.warmup else f"{self.run.net} without warm-up"
-
-    @cached_property
-    def summary(self):
-        return json.loads((self.folder / "summary.json").read_text())
-
-    @cached_property
-    def environment(self):
-        return json.loads((self.folder / "environment.json").read_text())
-
-    @cached_property
-    def history(self):
-        return pd.read_csv(self.folder / "history.csv")
-
-    @cached_property
-    def layers(self):
-        return self._read("layers.csv", ("iteration", "layer", "name", "kind", *SIGNALS))
-
-    @cached_property
-    def predictions(self):
-        return self._read("predictions.csv", ("label", "predicted"))
-
-    def _read(self, name, columns):
-        """A file that not all records have."""
-        path = self.folder / name
-        return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
-
-    @property
-    def evaluation(self):
-        """Errors in all ways that ImageNet nets are tested in, by ``evaluate.evaluations``; empty before that."""
-        path = self.folder / "evaluation.json"
-        return json.loads(path.read_text()) if path.exists() else {}
-
-    @cached_property
-    def fingerprint(self):
-        return json.loads((self.folder / "run.json").read_text())["fingerprint"]
-
-    @property
-    def conditions(self):
-        """``CONDITIONS`` of the run, by name."""
-        values = {name: getattr(self.run, name) for name in ("dataset", "recipe", "precision", "holdout")}
-        values |= {"fingerprint": self.fingerprint[:12], "iterations": self.summary["iterations"]}
-        values["group"] = self.run.settings.group
-        return {name: values[name] for name in CONDITIONS}
-
-
-def in_words(conditions):
-    """The conditions of a run for the eye: "digits, recipe digits, 1,100 iterations, float32"."""
-    words = "{dataset}, recipe {recipe}, {iterations:,} iterations, {precision}".format(**conditions)
-    recipe, group = RECIPES.get(conditions["recipe"]), conditions["group"]
-    if conditions["holdout"]:
-        words += f", {conditions['holdout']:,} images held out"
-    if recipe is not None and not pd.isna(group) and group != (recipe.group or recipe.batch):
-        words += f", groups of {group}"
-    return words
-
-
-def by_conditions(records):
-    """Records of equal conditions together: tuples of a short name and a full one, both unique, and the records."""
-    groups = {}
-    for record in records:
-        groups.setdefault(tuple(record.conditions.items()), []).append(record)
-    all_conditions = [members[0].conditions for members in groups.values()]
-    full = _unique(map(in_words, all_conditions), [f"images {each['fingerprint']}" for each in all_conditions])
-    short = _unique(
-        ["{dataset}, {iterations:,} iterations".format(**each) for each in all_conditions], full, instead=True
-    )
-    return list(zip(short, full, groups.values(), strict=True))
-
-
-def _unique(names, marks, instead=False):
-    """The names, those that are not unique with their marks, or ``instead`` of them the marks alone."""
-    names = list(names)
-    told = zip(names, marks, strict=True)
-    return [name if names.count(name) == 1 else mark if instead else f"{name}, {mark}" for name, mark in told]
-
-
-def finished(run, results="results"):
-    """The run's record, or None while it has none: a run is finished once its ``summary.json`` is there.
-
-    Raises ValueError when the record in the run's folder is that of another run.
-    """
-    folder = run.folder(results)
-    if not (folder / "summary.json").exists():
-        return None
-    stored = Run.from_dict(json.loads((folder / "run.json").read_text()))
-    if stored != run:
-        raise ValueError(f"{folder} holds the record of {stored}, not of {run}: remove or rename this folder")
-    return Record(run, folder)
-
-
-def all_finished(results="results"):
-    """The records of all finished runs, in the order of their ids."""
-    folders = sorted(path.parent for path in (Path(results) / "runs").glob("*/summary.json"))
-    return [Record(Run.from_dict(json.loads((folder / "run.json").read_text())), folder) for folder in folders]
-
-
-def rows_text(rows, columns=COLUMNS, digits=None):
-    """Rows (dicts; None where not measured) as the text of a csv file: first these columns, then what rows have more.
-
-    digits: significant ones of every number that is not whole; left out, all.
-    """
-    columns = list(columns) + [name for name in (rows[0] if rows else ()) if name not in columns]
-    text = io.StringIO()
-    shown = None if digits is None else f"%.{digits}g"
-    pd.DataFrame(rows, columns=columns).to_csv(text, index=False, lineterminator="\n", float_format=shown)
-    return text.getvalue()
-
-
-def run_text(run, fingerprint):
-    """The text of ``run.json``."""
-    return json_text({**asdict(run), "id": run.id, "fingerprint": fingerprint})
-
-
-def json_text(values):
-    return json.dumps(values, indent=2, allow_nan=False) + "\n"
-
-
-def write(path, content):
-    """Write text, or what ``content(file)`` writes to a binary file: ``path`` is old or new, but never in between."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def keep(run, files, results="results"):
-    """Write the files of a run's record, {name: bytes}, that was made elsewhere: the summary last."""
-    folder = run.folder(results)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in sorted(files, key=lambda name: name == "summary.json"):
-        write(folder / name, lambda file, content=files[name]: file.write(content))
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-
-
 def choice(field, value, choices):
     """``value`` if it is one of the choices, else a ValueError that names them and the nearest."""
     if isinstance(value, str) and value in choices:
@@ -345,24 +172,3 @@ def a_list(field, values):
     if len(set(map(str, values))) < len(values):
         raise ValueError(f"{field} {values!r}: an entry stands there twice, name it once")
     return values
-
-
-def start_notebook(namespace):
-    """The first call of every notebook, with its ``globals()``: check parameters' names, go to the repository's root.
-
-    papermill puts the parameters it is given into a cell of their own and only warns of unknown ones; a misspelt name
-    would leave the default in force. JupyterLab starts a notebook in its own folder, papermill in the caller's:
-    relative paths are the root's in both.
-    Raises ValueError for a name that the notebook's own parameter cell does not have.
-    """
-    cells = namespace.get("In", [])
-    given = [number for number, cell in enumerate(cells) if cell.startswith("# Parameters\n")]
-    for number in given:
-        for name in _assigned(cells[number]):
-            choice("parameter", name, _assigned(cells[given[0] - 1]))
-    if Path.cwd().name == "notebooks" and (Path.cwd().parent / "replication" / "runs.py").exists():
-        os.chdir("..")
-
-
-def _assigned(cell):
-    return [target.id for line in ast.parse(cell).body if isinstance(line, ast.Assign) for target in line.targets]

@@ -13,6 +13,7 @@ from PIL import Image
 from replication import forecasts, paper, steps, sweeps, trainers
 from replication.comparisons import interval_of_mean
 from replication.images import cores
+from replication.records import ended
 from replication.runs import PRECISIONS, Run, grid, net_names, whole
 
 SIZE = (32, 32)  # of CIFAR's images
@@ -242,7 +243,7 @@ def precisions(records):
     difference: the mean of bfloat16's less float32's, in points, with its 95 % confidence interval from low to high.
     """
     found = {}
-    for record in records:
+    for record in ended(records)[0]:
         run = record.run
         alike = tuple(value for name, value in record.conditions.items() if name != "precision")
         key = (record.net, run.dataset, record.summary["iterations"], alike)

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from concurrent.futures import (
@@ -18,12 +19,13 @@ from typing import NamedTuple
 
 import torch
 
-from replication import clusters, forecasts, steps, trainers
+from replication import clusters, files, forecasts, records, steps, trainers
 from replication import data as datasets
 from replication.images import cores, progress_bar
-from replication.runs import Run, finished, keep
+from replication.runs import Run
 
 POLL_SECONDS = 0.5
+GRACE_SECONDS = 60  # for an interrupted worker to end its iteration and write a checkpoint
 
 
 class RunsFailedError(RuntimeError):
@@ -46,14 +48,20 @@ def run_all(runs, results="results", data="data", executor=None, processes=1, we
     is printed; a progress bar shows iterations and current training errors. In a script, call this under
     ``if __name__ == "__main__":``, since the processes that train import the script.
 
-    Raises TypeError or ValueError before anything is trained or written when an entry is no ``Run``, a data set cannot
-    be loaded, ``processes`` cannot share a batch, a finished run was made from other images than are there now, or no
-    Dask scheduler answers; RunsFailedError, naming each failed run and its error, after all others are finished.
+    What another process is training is waited for. A damaged record is moved to ``<results>/damaged/`` and trained
+    again. A run that diverged is finished: its record says so. An interrupt leaves checkpoints of what is being trained
+    on this machine: the same call goes on from there.
+
+    Raises TypeError or ValueError before anything is trained or written when an entry is no ``Run``, a folder cannot be
+    one, a data set cannot be loaded, ``processes`` cannot share a batch, a finished run was made from other images than
+    are there now or by other code, or no Dask scheduler answers; RunsFailedError, naming each failed run and its error,
+    after all others are finished.
     """
-    runs, on_cluster = list(runs), clusters.is_one(executor)
+    runs, on_cluster = _listed(runs), clusters.is_one(executor)
+    files.folder("results", results), files.folder("data", data)
+    if not isinstance(weights, bool):
+        raise TypeError(f"weights {weights!r}: choose True or False")
     for run in runs:
-        if not isinstance(run, Run):
-            raise TypeError(f"{run!r} is no Run: make one with Run(net, dataset, ...)")
         trainers.check_processes(run, processes)
     trainers.check_devices(processes)
     if processes > 1 and executor is not None:
@@ -61,33 +69,55 @@ def run_all(runs, results="results", data="data", executor=None, processes=1, we
             f"processes {processes}: an executor's workers train in one process each, leave one of the two"
         )
     results, here = Path(results).absolute(), Path(data).absolute()
-    done = {run: finished(run, results) for run in runs}
+    done = {run: records.usable(run, results) for run in runs}
     _check_data([record for record in done.values() if record is not None], here)
     missing = [run for run, record in done.items() if record is None]
-    if missing and on_cluster:
-        with clusters.connected(executor) as cluster:
-            _train_there(missing, results, data, cluster, weights)
-    elif missing:
-        _train(missing, results, here, executor, processes)
-    records = [finished(run, results) for run in runs]
-    for record in dict(zip(runs, records, strict=True)).values():
+    try:
+        if missing and on_cluster:
+            with clusters.connected(executor) as cluster:
+                _train_there(missing, results, data, cluster, weights)
+        elif missing:
+            _train(missing, results, here, executor, processes)
+    except KeyboardInterrupt:
+        left = sum(records.finished(run, results) is None for run in missing)
+        print(
+            f"Interrupted: {len(missing) - left} of {len(missing)} runs were finished. The same call, or running this "
+            f"cell again, goes on with the others{'' if on_cluster else ' from their checkpoints'}."
+        )
+        raise
+    found = [records.finished(run, results) for run in runs]
+    for record in dict(zip(runs, found, strict=True)).values():
+        for note in record.summary.get("notes", ()):
+            print(f"{record.run.id}: {note}")
         if record.summary.get("unreadable"):
             print(
                 f"{record.run.id}: {record.summary['unreadable']} unreadable files, see {record.folder}/unreadable.txt"
             )
-    return records
+    return found
 
 
-def _check_data(records, data):
+def _listed(runs):
+    """The runs as a list; raises TypeError for anything else."""
+    try:
+        runs = list(runs)
+    except TypeError as error:
+        raise TypeError(f"runs {runs!r}: give a list of Run(net, dataset, ...)") from error
+    for run in runs:
+        if not isinstance(run, Run):
+            raise TypeError(f"{run!r} is no Run: make one with Run(net, dataset, ...)")
+    return runs
+
+
+def _check_data(finished, data):
     """Refuse records of other images than are here now; where there are none, the records stand for themselves."""
-    for name in dict.fromkeys(record.run.dataset for record in records):
+    for name in dict.fromkeys(record.run.dataset for record in finished):
         if not datasets.present(name, data):
             continue
         dataset = datasets.load(name, data)
         if not len(dataset.train.labels):
             continue  # photographs for tests alone
         fingerprint = dataset.fingerprint
-        for record in records:
+        for record in finished:
             if record.run.dataset == name and record.fingerprint != fingerprint:
                 raise ValueError(
                     f"{record.folder} was made from other images than {name!r} in {data} now holds: bring these back, "
@@ -135,12 +165,29 @@ def _train(runs, results, data, executor, processes):
         if executor is not None:
             threads = isinstance(executor, ThreadPoolExecutor)  # of one process, where one run at a time is trained
             forecast(executor, runs, images, 1 if threads else getattr(executor, "_max_workers", 1))
-            with _bar(runs) as bar:
-                errors = _follow(_submit(executor, runs, results, data), results, bar)
+            with _bar(runs) as bar, _stopping(threads) as futures:
+                futures |= _submit(executor, runs, results, data)
+                errors = _follow(futures, results, bar)
         else:
             workers = workers_for(runs, images.size, processes)
             errors = _train_locally(runs, results, data, processes, workers, images, forecast)
         _raise(errors, len(runs))
+
+
+@contextlib.contextmanager
+def _stopping(threads):
+    """Gives a dict for futures; where threads of this process train, an interrupt ends them, with a checkpoint."""
+    futures = {}
+    try:
+        yield futures
+    except KeyboardInterrupt:
+        if threads:
+            trainers.STOP.set()
+            try:
+                wait(futures, timeout=GRACE_SECONDS)
+            finally:
+                trainers.STOP.clear()
+        raise
 
 
 def _raise(errors, count):
@@ -238,7 +285,8 @@ def _train_there(runs, results, data, cluster, weights):
                 ): run
                 for run in runs
             }
-            _raise(_follow(futures, results, bar, keep=lambda run, files: keep(run, files, results)), len(runs))
+            errors = _follow(futures, results, bar, keep=lambda run, contents: records.keep(run, contents, results))
+            _raise(errors, len(runs))
 
 
 def _submit(executor, runs, results, data, processes=1):
@@ -247,7 +295,7 @@ def _submit(executor, runs, results, data, processes=1):
 
 def _follow(futures, results, bar, keep=None):
     """Wait for the runs, show how far they are, return the error of each that failed; ``keep`` what they return."""
-    errors, left = {}, set(futures)
+    errors, left, waiting = {}, set(futures), set()
     try:
         while left:
             done, left = wait(left, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -260,11 +308,22 @@ def _follow(futures, results, bar, keep=None):
                 elif keep is not None:
                     keep(run, future.result())
             _show(futures.values(), results, bar)
+            if keep is None:
+                _tell_waiting([futures[future] for future in left], results, waiting)
     except BaseException:
         for future in left:  # what has not begun will not
             future.cancel()
         raise
     return errors
+
+
+def _tell_waiting(runs, results, told):
+    """Say which runs another process is training; ``told``: of which ones this was said before."""
+    for run in set(runs) - told:
+        who = files.held_elsewhere(records.lock(run, results))
+        if who is not None:
+            told.add(run)
+            print(f"{run.id} is being trained by {who}: waiting for its record.")
 
 
 def _show(runs, results, bar):
@@ -302,12 +361,20 @@ def _huge_pages():
 
 
 def _start_worker(pipe):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the main process tells when to end
     steps.keep_memory()
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
 
 
 def _end_with(pipe):
-    """End this worker when its pipe is closed: by an interrupt, or because the process that waits for it is gone."""
+    """End this worker when its pipe is closed: by an interrupt, or because the process that waits for it is gone.
+
+    What it is training it leaves a checkpoint of.
+    """
     with contextlib.suppress(EOFError):
         pipe.recv()
+    trainers.STOP.set()
+    deadline = time.monotonic() + GRACE_SECONDS
+    while trainers.UNDER_WAY.is_set() and time.monotonic() < deadline:
+        time.sleep(0.05)
     os._exit(1)

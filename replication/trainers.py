@@ -3,14 +3,17 @@
 import contextlib
 import functools
 import importlib.metadata
+import io
 import math
 import os
 import platform
+import signal
 import subprocess
 import tempfile
 import threading
 import time
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from replication import data as datasets
-from replication import evaluate, measure, runs, steps
+from replication import evaluate, files, measure, records, runs, steps
 from replication.images import cores
 from replication.processes import Group, launch, members
 
@@ -27,6 +30,10 @@ MEASUREMENTS = 10  # of what passes through the layers, after the one at the sta
 CHECKPOINT_SECONDS = 60
 ONE_AT_A_TIME = threading.Lock()  # torch's generator, threads and convolution settings are the whole process's
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
+STATE = ("iteration", "history", "layers", "seconds", "training_seconds", "totals", "unreadable", "notes")
+KEPT = ("environment", "threads", "compiled", "net", "optimizer")  # in a checkpoint beside these
+STOP = threading.Event()  # asks the training in this process to end, with a checkpoint, after the iteration it is in
+UNDER_WAY = threading.Event()  # there is something to keep of the training in this process
 COMPILED_FROM = 5e12  # multiply-adds of all forward passes of a run: below, compiling takes longer than it saves
 
 
@@ -83,28 +90,54 @@ def train(run, results="results", data="data", processes=1, progress=False):
     Runs on the CUDA device if there is one, else on the CPU. With ``processes``, that many on this machine share every
     batch, each on a device of its own; if one dies, all are started again from the checkpoint. Called by torchrun, this
     is one of its processes; several machines must see the same ``results``. Returns the run's ``Record``. In one
-    process, one run is trained at a time, whatever threads call this. ``progress``: show bars while data is prepared.
-    Raises ValueError for a data set that cannot be loaded or that a checkpoint does not fit and for a number of
-    processes that does not divide the batch, FloatingPointError when the loss is no longer finite, and RuntimeError
-    when processes die again and again.
+    process, one run is trained at a time, whatever threads call this; if another process trains this run, its record is
+    waited for. ``progress``: show bars while data is prepared.
+
+    A run whose loss is no longer finite ends there, and its record says so. An interrupt in a single process leaves a
+    checkpoint before KeyboardInterrupt is raised; one more does not wait for it. Of two checkpoints, the last and the
+    one before, a damaged one is left out, with a line that says so.
+
+    Raises TypeError or ValueError for folders that cannot be, for a data set that cannot be loaded or that a checkpoint
+    does not fit, for a record or checkpoint of other code and for a number of processes that does not divide the batch;
+    OSError when something cannot be written, and RuntimeError when processes die again and again.
     """
     check_processes(run, processes)
     check_devices(processes)
-    record = runs.finished(run, results)
+    files.folder("results", results), files.folder("data", data)
+    together = dist.is_torchelastic_launched()
+    first = not together or int(os.environ["RANK"]) == 0
+    record = records.usable(run, results, alone=first)
     if record is not None:
         return record
     first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
     dataset = datasets.load(run.dataset, data, progress=progress and first_here)
     if first_here:  # where photographs are read for their mean, one process of a machine does so, the others wait
         dataset.hold_out(run.holdout).unreadable(run.unreadable)
-    if processes > 1:
-        launch(train, (run, results, data), processes, run.id)
-        return runs.finished(run, results)
+    with records.locked(run, results) if first else contextlib.nullcontext():
+        if together or records.finished(run, results) is None:
+            if processes > 1:
+                launch(_train_together, (run, results, data), processes, run.id)
+            else:
+                _train(run, results, dataset)
+    return records.finished(run, results)
+
+
+def _train_together(run, results, data):
+    """Train as one of the processes that ``train`` started."""
+    _train(run, results, datasets.load(run.dataset, data, progress=False))
+
+
+def _train(run, results, dataset):
     folder = run.folder(results)
     folder.mkdir(parents=True, exist_ok=True)
-    with members() as group, computing(run, dataset.size, group.local_count):
-        _Training(run, dataset, folder, group).finish()
-    return runs.finished(run, results)
+    with members() as group:
+        (done, *_) = group.gather(records.finished(run, results) is not None)
+        if done:  # by another group, which the first process waited for
+            return
+        if group.rank == 0:
+            files.remove_parts(folder)
+        with computing(run, dataset.size, group.local_count):
+            _Training(run, dataset, folder, group).finish()
 
 
 def train_elsewhere(run, data="data", fingerprint=None, weights=False):
@@ -166,6 +199,28 @@ def new_step(run, classes, group=Group()):  # noqa: B008 (a tuple)
     return steps.Step(net, run.settings, run.precision, group)
 
 
+@contextlib.contextmanager
+def _stoppable():
+    """Have the first interrupt set ``STOP`` instead, where interrupts come to this thread; the next is one again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(*_):
+        STOP.set()
+        signal.signal(signal.SIGINT, before)
+
+    if callable(before):  # neither ignored, as in processes that are told by their parent, nor left to the system
+        signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        if callable(before):
+            signal.signal(signal.SIGINT, before)
+            STOP.clear()
+
+
 class _Training:
     """A run on its way: the net, its optimizer, the history so far.
 
@@ -188,7 +243,8 @@ class _Training:
         self.step = new_step(run, len(self.dataset.classes), group)
         self.net, self.totals = self.step.net, self.step.totals
         self.batches.unreadable |= self.dataset.unreadable(run.unreadable)
-        self.iteration, self.history, self.layers, self.unreadable = 0, [], [], {}
+        self.iteration, self.history, self.layers, self.unreadable, self.notes = 0, [], [], {}, []
+        self.diverged, self.begun = None, None
         self.seconds = self.training_seconds = 0.0
         self._resume()
         if group.count > 1:
@@ -197,30 +253,57 @@ class _Training:
 
     def finish(self):
         """Train to the last iteration and write the record; the summary comes last, since it says that all is there."""
-        self._write("run.json", runs.run_text(self.run, self.fingerprint))
-        self._write("environment.json", runs.json_text(environment(self.device, self.group.count, self.compiled)))
+        made = environment(self.device, self.group.count, self.compiled)
+        self._compare(made)
+        self._write("run.json", records.run_text(self.run, self.fingerprint))
+        self._write("environment.json", records.json_text(made))
         self._report_unreadable()
         self.started = self.saved = time.perf_counter()
-        while self.iteration < self.recipe.iterations:
+        try:
+            with _stoppable() if self.group.count == 1 else contextlib.nullcontext():
+                self._iterate()
+            self._end()
+        finally:
+            UNDER_WAY.clear()
+
+    def _iterate(self):
+        while self.iteration < self.recipe.iterations and self.diverged is None:
+            if STOP.is_set() and self.group.count == 1:  # of several processes none may end before the others
+                self._stop()
             self._train()
             if self._due():
                 self._record()
             if self.group.rank == 0 and time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
                 self._save()
-        weights = {name: value.cpu() for name, value in self.net.state_dict().items()}
-        for name, value in weights.items():
-            if name.endswith("num_batches_tracked"):
-                value.fill_(self.iteration)  # of whole batches, in however many groups they were trained
-        self._write("weights.pt", lambda file: torch.save(weights, file))
-        self._write("summary.json", runs.json_text(self._summary()))
+
+    def _end(self):
+        if self.diverged is None:
+            weights = {name: value.cpu() for name, value in self.net.state_dict().items()}
+            for name, value in weights.items():
+                if name.endswith("num_batches_tracked"):
+                    value.fill_(self.iteration)  # of whole batches, in however many groups they were trained
+            self._write("weights.pt", lambda file: torch.save(weights, file))
+        summary = self._summary()
         if self.group.rank == 0:
-            (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+            records.write_summary(self.folder, summary)
+            records.remove_checkpoints(self.folder)
         self._wait()
+
+    def _stop(self):
+        """End with a checkpoint, as the main process or an interrupt asked for."""
+        if self.iteration:
+            self._save()
+        print(
+            f"{self.run.id} was interrupted after {self.iteration:,} of {self.recipe.iterations:,} iterations. "
+            f"The same call goes on from there: a checkpoint is in {self.folder}.",
+            flush=True,
+        )
+        raise KeyboardInterrupt
 
     def _write(self, name, content):
         """Write a file of the record: the first process does so for all."""
         if self.group.rank == 0:
-            runs.write(self.folder / name, content)
+            files.write(self.folder / name, content)
 
     def _wait(self):
         if self.group.count > 1:
@@ -240,23 +323,22 @@ class _Training:
             self._measure_layers()
         self.step(images, labels, self.rate)
         self.iteration += 1
+        UNDER_WAY.set()
 
     def _record(self):
         """Add a row to the history: the training error is the mean over all batches since the row before."""
         seen = (self.iteration - (self.history[-1]["iteration"] if self.history else 0)) * self.recipe.batch
         loss, wrong = (self.totals / seen).tolist()
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} after {self.iteration} iterations at a rate of {self.rate:g}: {self.run.net} "
-                f"diverged with recipe {self.run.recipe!r}; {self.folder} keeps its history"
-            )
+            self.diverged, loss = self.iteration, None
+            self._note(f"diverged: the loss was no longer finite after {self.iteration:,} iterations, at {self.rate:g}")
         self.totals.zero_()
         row = {"iteration": self.iteration, "lr": self.rate, "train_error": 100 * wrong, "train_loss": loss}
         started = time.perf_counter()
         parts = {"test": self.dataset.test} | ({"val": self.dataset.validation} if self.run.holdout else {})
         for part, images in parts.items():
             error = measured = None
-            if self.iteration in self.test_points:
+            if self.iteration in self.test_points and self.diverged is None:
                 views = self.dataset.views(
                     images, self.device, self.group[:2], failed=self.batches.unreadable, **self.reading
                 )
@@ -265,13 +347,13 @@ class _Training:
                 if kept is not None:
                     self._keep_predictions(torch.cat(kept, dim=1))
             row |= {f"{part}_error": error, f"{part}_loss": measured}
-        if self.iteration in self.layer_points:
+        if self.iteration in self.layer_points and self.diverged is None:
             self._measure_layers()
         evaluation = time.perf_counter() - started
         self._count_time()
         self.training_seconds -= evaluation
         self.history.append(row | {"seconds": self.seconds})
-        self._write("history.csv", runs.rows_text(self.history))
+        self._write("history.csv", records.rows_text(self.history))
         self._report_unreadable()
 
     def _measure_layers(self):
@@ -280,38 +362,31 @@ class _Training:
             images, labels = self.seen
             rows = measure.signals(self.net, images, labels, self.run.precision)
             self.layers += [{"iteration": self.iteration} | row for row in rows]
-            self._write("layers.csv", runs.rows_text(self.layers, (), digits=6))
+            self._write("layers.csv", records.rows_text(self.layers, (), digits=6))
 
     def _keep_predictions(self, mine):
         """Write labels and predicted classes of all test images, of which each process has its own, in turns."""
-        parts = self._from_all(mine)
+        parts = self.group.gather(mine)
         together = torch.empty(2, len(self.dataset.test.labels), dtype=torch.int64)
         if sum(part.shape[1] for part in parts) == together.shape[1]:  # less where images could not be read
             for place, part in enumerate(parts):
                 together[:, place :: len(parts)] = part
             rows = [{"label": label, "predicted": predicted} for label, predicted in together.T.tolist()]
-            self._write("predictions.csv", runs.rows_text(rows, ()))
+            self._write("predictions.csv", records.rows_text(rows, ()))
 
     def _report_unreadable(self):
         """Keep a list of the files that could not be read by any of the processes."""
         known = len(self.unreadable)
-        for found in self._from_all(self.batches.unreadable):
+        for found in self.group.gather(self.batches.unreadable):
             self.unreadable |= found
         if len(self.unreadable) > known:
             lines = [f"{self.dataset.folder / path}: {error}\n" for path, error in sorted(self.unreadable.items())]
             self._write("unreadable.txt", "".join(lines))
 
-    def _from_all(self, value):
-        """What every process of the group gives."""
-        values = [value] * self.group.count
-        if self.group.count > 1:
-            dist.all_gather_object(values, value)
-        return values
-
     def _check_alike(self):
         """Raise ValueError unless all processes train the same run on the same images and see the same results."""
         mark = self.folder / "group.part"
-        (name, *_) = self._from_all(uuid.uuid4().hex)
+        (name, *_) = self.group.gather(uuid.uuid4().hex)
         self._write(mark.name, name)
         self._wait()
         deadline = time.monotonic() + 60  # a network's file system may show a new file late
@@ -324,7 +399,7 @@ class _Training:
             "folders of results": mark.read_text() if mark.exists() else None,
         }
         for what, value in seen.items():
-            values = self._from_all(value)
+            values = self.group.gather(value)
             if len(set(values)) > 1:
                 raise ValueError(
                     f"{self.run.id}: its processes see different {what} ({', '.join(map(str, values))}): on all "
@@ -342,59 +417,124 @@ class _Training:
     def _summary(self):
         last = self.history[-1]
         self._count_time()
+        ended = {name: last[name] for name in last if name.endswith(("_error", "_loss"))}
+        if self.diverged is not None:  # errors of a net whose weights are no numbers say nothing
+            ended = dict.fromkeys(ended) | {"diverged": self.diverged}
         return {
-            **{name: last[name] for name in last if name.endswith(("_error", "_loss"))},
+            **ended,
             "parameters": measure.parameters(self.net),
             "multiply_adds": measure.multiply_adds(self.net, self.dataset.size),
             "seconds": self.seconds,
             "images_per_second": self.iteration * self.recipe.batch / self.training_seconds,
-            "iterations": self.iteration,
+            "iterations": self.recipe.iterations,
             "unreadable": len(self.unreadable),
+            **({"notes": self.notes} if self.notes else {}),
         }
+
+    def _note(self, text):
+        """Say something that also belongs into the record."""
+        if self.group.rank == 0:
+            print(f"{self.run.id}: {text}", flush=True)
+        self.notes.append(text)
+
+    def _compare(self, made):
+        """Note it if this run was begun elsewhere or by other versions: then it is equal but for the last digits."""
+        self.begun = self.begun or made
+        names = ("torch", "device", "processor", "processes", "compiled")
+        changed = [f"{name} {self.begun[name]}" for name in names if self.begun[name] != made[name]]
+        if changed:
+            self._note(f"begun with {', '.join(changed)}, gone on after {self.iteration:,} iterations with others")
 
     def _save(self):
         self._count_time()
         state = {
+            "version": records.VERSION,
+            "run": asdict(self.run),
+            "recipe": repr(self.recipe),
             "fingerprint": self.fingerprint,
+            "environment": self.begun,
             "threads": torch.get_num_threads(),
             "compiled": self.compiled,
-            "iteration": self.iteration,
-            "history": self.history,
-            "layers": self.layers,
-            "seconds": self.seconds,
-            "training_seconds": self.training_seconds,
-            "totals": self.totals,
-            "unreadable": self.unreadable,
             "net": self.net.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
+            **{name: getattr(self, name) for name in STATE},
         }
-        runs.write(self.folder / "checkpoint.pt", lambda file: torch.save(state, file))
+        content = io.BytesIO()
+        torch.save(state, content)
+        last, before = (self.folder / name for name in records.CHECKPOINTS)
+        files.write_sealed(last, content.getvalue(), before)
         self.saved = time.perf_counter()
 
     def _resume(self):
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
+        state = self._checkpoint()
+        if state is None:
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["fingerprint"] != self.fingerprint:
-            raise ValueError(
-                f"{path} was made from other images than {self.run.dataset!r} now holds: bring these back, "
-                f"or remove {self.folder} to begin again"
-            )
         torch.set_num_threads(state["threads"])
-        self.compiled = state.get("compiled", False) and self.group.count == 1 and steps.can_compile()
+        self.compiled = state["compiled"] and self.group.count == 1 and steps.can_compile()
         self.net.load_state_dict(state["net"])
         self.step.optimizer.load_state_dict(state["optimizer"])
         self.totals.copy_(state["totals"])
-        for name in ("iteration", "history", "layers", "seconds", "training_seconds", "unreadable"):
-            setattr(self, name, state[name])
+        self.begun = state["environment"]
+        for name in STATE:
+            if name != "totals":
+                setattr(self, name, state[name] if name != "notes" else state[name] + self.notes)
+
+    def _checkpoint(self):
+        """The last checkpoint that is not damaged; None if there is none."""
+        damaged = []
+        for path in (self.folder / name for name in records.CHECKPOINTS):
+            try:
+                state = files.load(io.BytesIO(files.read_sealed(path)), self.device)
+                theirs, _ = self._origin(state), [state[name] for name in (*STATE, *KEPT)]
+            except FileNotFoundError:
+                continue
+            except files.DamagedError as error:
+                damaged.append(path)
+                self._note(str(error))
+                continue
+            except (ValueError, LookupError, TypeError) as error:
+                raise ValueError(
+                    f"{path} is no checkpoint of this version of the code ({error}): "
+                    f"remove {self.folder} to begin again"
+                ) from error
+            for words, value in self._origin().items():
+                if theirs[words] != value:
+                    raise ValueError(
+                        f"{path} was made {words.format(self.run.dataset)}, or remove {self.folder} to begin again"
+                    )
+            if damaged:
+                self._note(f"went on from the checkpoint before, of {state['iteration']:,} iterations")
+            break
+        else:
+            state = None
+            if damaged:
+                self._note("no checkpoint was left to go on from: began again")
+        if self.group.rank == 0:
+            for path in damaged:
+                path.unlink(missing_ok=True)
+        return state
+
+    def _origin(self, state=None):
+        """What must be the same for a checkpoint to be gone on from: of a state, or of this run."""
+        state = state or {
+            "fingerprint": self.fingerprint,
+            "run": asdict(self.run),
+            "recipe": repr(self.recipe),
+            "version": records.VERSION,
+        }
+        return {
+            "from other images than {!r} now holds: bring these back": state["fingerprint"],
+            "for another run: put it back where it was": state["run"],
+            "with another recipe: bring this back": state["recipe"],
+            "by another version of the code, whose results differ: go on with that": state["version"],
+        }
 
 
 def environment(device, processes=1, compiled=False):
     """Versions, hardware and commit that a run was made with, and whether its net was compiled."""
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "torchvision": importlib.metadata.version("torchvision"),
         "numpy": np.__version__,
         "platform": platform.platform(),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from replication import Run, finished, measure, runs  # first: it declares ops that torchvision may miss
+from replication import Run, finished, measure, records  # first: it declares ops that torchvision may miss
 
 matplotlib.use("agg")
 
@@ -73,7 +73,7 @@ def make(tmp_path):
         run = Run(**fields)
         folder = run.folder(tmp_path)
         folder.mkdir(parents=True)
-        (folder / "run.json").write_text(runs.run_text(run, "f"))
+        (folder / "run.json").write_text(records.run_text(run, "f"))
         last = run.settings.iterations
         history = [
             {"iteration": round(part * last / 10), "lr": rates[part - 1], "seconds": float(part)}
@@ -81,17 +81,21 @@ def make(tmp_path):
             | {"test_error": test_error + 10 - part if part % 2 == 0 else None, "test_loss": 0.5}
             for part in range(1, 11)
         ]
-        (folder / "history.csv").write_text(runs.rows_text(history))
+        (folder / "history.csv").write_text(records.rows_text(history))
         if layers is not None:
-            (folder / "layers.csv").write_text(runs.rows_text(layers, (), digits=6))
+            (folder / "layers.csv").write_text(records.rows_text(layers, (), digits=6))
         if predicted is not None:
             rows = [{"label": 0, "predicted": guess} for guess in predicted]
-            (folder / "predictions.csv").write_text(runs.rows_text(rows, ()))
+            (folder / "predictions.csv").write_text(records.rows_text(rows, ()))
         environment = {"device": "cpu", "processor": "a processor", "cores": 2}
         (folder / "environment.json").write_text(json.dumps(environment))
         summary = {"train_error": train_error, "test_error": test_error, "iterations": last, "seconds": 60.0}
         summary |= counted(run.name)
-        (folder / "summary.json").write_text(json.dumps(summary))
+        records.write_summary(folder, summary)
         return finished(run, tmp_path)
 
     return write
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=25, help="how often test_kills.py kills training")

@@ -10,7 +10,7 @@ import pytest
 from conftest import write_images
 from test_trainers import assert_same, without_time
 
-from replication import Run, RunsFailedError, clusters, finished, grid, run_all, runs, trainers
+from replication import Run, RunsFailedError, clusters, finished, grid, records, run_all, trainers
 
 SCHEDULE = 0.02  # 22 iterations on digits
 WAIT = 60  # seconds
@@ -140,6 +140,6 @@ def test_a_run_elsewhere_leaves_nothing_and_gives_its_files(tmp_path, monkeypatc
     folder = run.folder(tmp_path)
     folder.mkdir(parents=True)
     (folder / "checkpoint.pt").write_bytes(b"of a run that was interrupted here")
-    runs.keep(run, files, tmp_path)
+    records.keep(run, files, tmp_path)
     assert finished(run, tmp_path).summary["iterations"] == 22
     assert not (folder / "checkpoint.pt").exists()

@@ -9,8 +9,9 @@ import torch
 from conftest import write_photographs
 from PIL import Image
 
-from replication import Run, data, evaluate, models, runs
+from replication import Run, data, evaluate, models
 from replication import photographs as reading
+from replication import records as kept
 from replication.images import centred
 
 
@@ -207,9 +208,11 @@ def made_record(net, dataset, results, seed=0):
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
     torch.save(run.name.build(len(dataset.classes)).state_dict(), folder / "weights.pt")
-    (folder / "run.json").write_text(runs.run_text(run, dataset.fingerprint))
-    (folder / "summary.json").write_text(runs.json_text({"iterations": 6, "test_error": 50.0}))
-    return runs.finished(run, results)
+    (folder / "run.json").write_text(kept.run_text(run, dataset.fingerprint))
+    for name in ("environment.json", "history.csv"):
+        (folder / name).write_text("")
+    kept.write_summary(folder, {"iterations": 6, "test_error": 50.0})
+    return kept.finished(run, results)
 
 
 def test_evaluations_are_kept_beside_their_records(photographs, tmp_path, monkeypatch, capsys):
@@ -256,6 +259,9 @@ def test_other_weights_and_other_images_are_measured_anew(photographs, tmp_path)
     first = evaluate.evaluations([record], dataset.name, **arguments)[record.run.id]
     torch.manual_seed(5)
     torch.save(record.run.name.build(3).state_dict(), record.folder / "weights.pt")
+    with pytest.raises(kept.DamagedError, match=r"weights.pt is not what SHA256SUMS says"):
+        evaluate.evaluations([record], dataset.name, **arguments)
+    kept.write_summary(record.folder, record.summary)
     second = evaluate.evaluations([record], dataset.name, **arguments)[record.run.id]
     assert first["weights"] != second["weights"]
     assert record.evaluation == second

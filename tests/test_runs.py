@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, asdict
 import numpy as np
 import pytest
 
-from replication import Run, finished, grid, net_names, runs
+from replication import Run, grid, net_names, records
 
 
 def test_a_run_takes_its_data_sets_own_recipe():
@@ -64,7 +64,7 @@ def test_a_run_is_frozen_and_survives_json():
     run = Run("resnet-56-C", "pets", schedule=0.1, seed=2)
     with pytest.raises(FrozenInstanceError):
         run.seed = 1
-    assert Run.from_dict(json.loads(runs.run_text(run, "f"))) == run
+    assert Run.from_dict(json.loads(records.run_text(run, "f"))) == run
     assert Run(**asdict(run)) == run
     older = {name: value for name, value in asdict(run).items() if name != "holdout"}
     assert Run.from_dict(older) == run
@@ -138,73 +138,7 @@ def test_bad_lists_are_refused(call, error, message):
         call()
 
 
-def test_a_record_of_another_run_is_not_taken(tmp_path):
-    run, other = Run("plain-20"), Run("plain-20", seed=1)
-    run.folder(tmp_path).mkdir(parents=True)
-    assert finished(run, tmp_path) is None
-    (run.folder(tmp_path) / "run.json").write_text(runs.run_text(other, "f"))
-    (run.folder(tmp_path) / "summary.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds the record of .*seed=1.*, not of .*seed=0"):
-        finished(run, tmp_path)
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "summary.json"
-    runs.write(path, "old")
-
-    def fail(file):
-        file.write(b"ne")
-        raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space"):
-        runs.write(path, fail)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_history_text_leaves_cells_empty_that_were_not_measured():
-    row = {"iteration": 1, "lr": 0.1, "train_error": 50.0, "train_loss": 0.5, "seconds": 1.0}
-    text = runs.rows_text([row | {"test_error": None, "test_loss": None}])
-    assert text == "iteration,lr,train_error,train_loss,test_error,test_loss,seconds\n1,0.1,50.0,0.5,,,1.0\n"
-
-
-@pytest.mark.parametrize("cells", [["", "a = 1\nb = 2", "# Parameters\na = 3\n"], ["", "a = 1"], []])
-def test_known_parameters_pass(cells):
-    runs.start_notebook({"In": cells})
-
-
-def test_parameters_may_be_edited_and_run_again():
-    cells = ["", "a = 1", "# Parameters\na = 3\n", "%matplotlib inline", "figure = 1", "# Parameters\na = 4\n"]
-    runs.start_notebook({"In": cells})
-
-
-def test_an_unknown_parameter_is_an_error_that_names_the_nearest():
-    cells = [
-        "",
-        "schedule = 1.0  # fraction\nseeds = [0]\n",
-        "# Parameters\nshedule = 0.1\n",
-        "start_notebook(globals())",
-    ]
-    with pytest.raises(ValueError, match=r"parameter 'shedule': choose schedule, seeds \(did you mean 'schedule'\?\)"):
-        runs.start_notebook({"In": cells})
-
-
 def test_without_a_warm_up_a_deep_net_starts_at_the_full_rate():
     for recipe in ("cifar", "digits"):
         assert Run("resnet-110", recipe=recipe).settings.learning_rate(0) == pytest.approx(0.01)
         assert Run("resnet-110", recipe=recipe, warmup=False).settings.learning_rate(0) == pytest.approx(0.1)
-
-
-def test_all_finished_runs_are_found(tmp_path):
-    made = [Run("plain-20", seed=1), Run("resnet-110", "cifar10", schedule=0.5, warmup=False)]
-    for run in [*made, Run("resnet-20")]:
-        run.folder(tmp_path).mkdir(parents=True)
-        (run.folder(tmp_path) / "run.json").write_text(runs.run_text(run, "f"))
-    for run in made:
-        (run.folder(tmp_path) / "summary.json").write_text("{}")
-    records = runs.all_finished(tmp_path)
-    assert [record.run for record in records] == made
-    assert [record.net for record in records] == ["plain-20", "resnet-110 without warm-up"]
-    assert records[0].layers.empty
-    assert records[0].predictions.empty
-    assert runs.all_finished(tmp_path / "nothing") == []

@@ -129,17 +129,43 @@ def alive(group):
 def test_workers_end_with_the_process_that_waits_for_them(tmp_path, how, processes):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(results=str(tmp_path), processes=processes))
-    process = subprocess.Popen([sys.executable, script], start_new_session=True, stderr=subprocess.DEVNULL)
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        process = subprocess.Popen([sys.executable, script], start_new_session=True, stdout=file, stderr=file)
     history = Run("resnet-20", group=64).folder(tmp_path) / "history.csv"
     while not history.exists():
         assert process.poll() is None
         time.sleep(0.05)
-    os.kill(process.pid, how)
+    # A terminal, and Jupyter, send an interrupt to all processes.
+    (os.killpg if how is signal.SIGINT else os.kill)(process.pid, how)
     assert process.wait(timeout=20) != 0
     deadline = time.monotonic() + 20
     while alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(process.pid)
+    assert (history.parent / "checkpoint.pt").exists() == (processes == 1)
+    if how is signal.SIGINT:
+        said = (
+            "Interrupted: 0 of 1 runs were finished. The same call, or running this cell again, goes on with the others"
+        )
+        assert said in output.read_text()
+        assert "was interrupted after" in output.read_text()
+
+
+def test_an_interrupt_ends_the_threads_that_train(tmp_path, here, monkeypatch):
+    run = Run("resnet-14", schedule=0.5)
+    history = run.folder(tmp_path) / "history.csv"
+
+    def interrupted(*_):
+        if history.exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeps, "_show", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_all([run], tmp_path, executor=here)
+    assert (history.parent / "checkpoint.pt").exists()
+    monkeypatch.undo()
+    assert run_all([run], tmp_path, executor=here)[0].summary["iterations"] == 550
 
 
 def test_records_of_other_images_are_refused(pets, tmp_path, here):

@@ -1,10 +1,6 @@
+import io
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -14,7 +10,7 @@ import torch.nn.functional as F
 from conftest import write_images
 from PIL import Image
 
-from replication import Run, data, evaluate, grid, models, recipes, run_all, trainers
+from replication import Run, data, evaluate, files, grid, models, recipes, run_all, trainers
 from replication import photographs as reading
 from replication.models import NetName
 
@@ -66,7 +62,7 @@ def test_a_run_leaves_its_record(tmp_path):
     record = trainers.train(run, tmp_path)
     assert {path.name for path in record.folder.iterdir()} == {
         *("run.json", "environment.json", "history.csv", "summary.json", "weights.pt"),
-        *("layers.csv", "predictions.csv"),
+        *("layers.csv", "predictions.csv", "SHA256SUMS"),
     }
     summary, history = record.summary, record.history
     assert summary["iterations"] == 22
@@ -179,46 +175,28 @@ def test_seeds_differ_and_threads_are_put_back(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-SCRIPT = """
-from replication import Run, trainers
-trainers.CHECKPOINT_SECONDS = 0
-trainers.train(Run("resnet-8", schedule=0.1, precision="bfloat16"), {results!r})
-"""
-
-
-def test_a_killed_run_goes_on_to_the_same_result(tmp_path):
-    run = Run("resnet-8", schedule=0.1, precision="bfloat16")  # 110 iterations, the milestones at 55 and 82
-    undisturbed = trainers.train(run, tmp_path / "undisturbed")
-    folder, reached = run.folder(tmp_path / "killed"), []
-    for number in range(3):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT.format(results=str(tmp_path / "killed"))])
-        deadline = time.monotonic() + 120
-        while not checkpoint_after(folder, reached[-1] + 15 if reached else 10) and time.monotonic() < deadline:
-            assert process.poll() is None, "finished before it could be killed"
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        reached.append(torch.load(folder / "checkpoint.pt", weights_only=True)["iteration"])
-        assert not (folder / "summary.json").exists(), number
-    assert sorted(set(reached)) == reached
-    resumed = trainers.train(run, tmp_path / "killed")
-    assert_same(resumed, undisturbed)
-    assert not (folder / "checkpoint.pt").exists()
-
-
-def checkpoint_after(folder, iteration):
+def checkpoint(folder):
+    """What the last checkpoint holds; None while there is none."""
     path = folder / "checkpoint.pt"
-    return path.exists() and torch.load(path, weights_only=True)["iteration"] >= iteration
+    return torch.load(io.BytesIO(files.read_sealed(path)), weights_only=True) if path.exists() else None
 
 
-def test_a_run_that_diverges_says_where_and_keeps_its_history(tmp_path, monkeypatch):
+def test_a_run_that_diverges_ends_with_a_record_that_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(recipes.RECIPES, "digits", replace(recipes.RECIPES["digits"], lr=1e20))
     run = Run("plain-8", schedule=SCHEDULE)
-    with pytest.raises(
-        FloatingPointError, match=r"the loss is nan after \d+ iterations at a rate of 1e\+20: plain-8 diverged"
-    ):
-        trainers.train(run, tmp_path)
-    assert not (run.folder(tmp_path) / "summary.json").exists()
+    record = trainers.train(run, tmp_path)
+    assert 0 < record.diverged < 22
+    assert record.history["iteration"].tolist() == list(range(1, record.diverged + 1))
+    assert record.history["train_error"].notna().all()
+    assert record.history["train_loss"].isna().tolist() == [False] * (record.diverged - 1) + [True]
+    assert (record.summary["train_error"], record.summary["test_error"]) == (None, None)
+    said = f"diverged: the loss was no longer finite after {record.diverged} iterations, at 1e+20"
+    assert record.summary["notes"] == [said]
+    assert {path.name for path in record.folder.iterdir()} & {"weights.pt", "checkpoint.pt"} == set()
+    capsys.readouterr()
+    (again,) = run_all([run], tmp_path)  # it is finished, and not trained again
+    assert again.summary == record.summary
+    assert f"{run.id}: {said}" in capsys.readouterr().out
 
 
 def test_threads_of_one_process_do_not_disturb_each_other(tmp_path):
@@ -233,7 +211,7 @@ def test_a_checkpoint_of_other_images_is_refused(tmp_path, monkeypatch):
     write_images(tmp_path / "data" / "pets")
     run = Run("resnet-8", "pets", schedule=SCHEDULE / 60)
     monkeypatch.setattr(trainers, "CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr(trainers.runs, "json_text", interrupt)
+    monkeypatch.setattr(trainers.records, "write_summary", interrupt)
     with pytest.raises(KeyboardInterrupt):
         trainers.train(run, tmp_path, tmp_path / "data")
     monkeypatch.undo()
@@ -242,11 +220,9 @@ def test_a_checkpoint_of_other_images_is_refused(tmp_path, monkeypatch):
         trainers.train(run, tmp_path, tmp_path / "other")
 
 
-def interrupt(values):
-    """In place of the text of a json file: stop where the summary is to be written."""
-    if "iterations" in values:
-        raise KeyboardInterrupt
-    return json.dumps(values)
+def interrupt(*_):
+    """In place of writing the summary."""
+    raise KeyboardInterrupt
 
 
 def assert_rates_follow_from_the_rows_before(record):
@@ -309,7 +285,7 @@ def test_an_imagenet_run_goes_on_to_the_same_result(photographs, tmp_path, monke
         context.setattr(reading.Stream, "__call__", power_cut)
         with pytest.raises(KeyboardInterrupt):
             trainers.train(run, tmp_path / "resumed", photographs)
-    assert checkpoint_after(run.folder(tmp_path / "resumed"), 1)
+    assert checkpoint(run.folder(tmp_path / "resumed"))["iteration"] == 1
     assert_same(trainers.train(run, tmp_path / "resumed", photographs), undisturbed)
 
 

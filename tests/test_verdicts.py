@@ -1,9 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch.nn.functional as F
 
-from replication import Run, comparisons, models, paper, report, runs, trainers, verdicts
+from replication import Run, comparisons, models, paper, report, trainers, verdicts
+from replication import records as kept
 from replication.comparisons import Check
 
 SPREAD = (0.0, 0.2, -0.2, 0.1, -0.1)  # of the errors of five seeds about their mean
@@ -120,8 +122,7 @@ def test_other_data_are_judged_separately(make_all):
 def test_conditions_have_names_of_their_own(make_all, tmp_path):
     nets = {"plain-20": (2, 9), "plain-56": (8, 13)}
     records = make_all(nets, seeds=[0]) + make_all(nets, seeds=[0], group=64) + make_all(nets, seeds=[1])
-    for record in records[-2:]:  # of other images under the same name
-        (record.folder / "run.json").write_text(runs.run_text(record.run, "another"))
+    records[-2:] = [replace(record, fingerprint="another") for record in records[-2:]]  # of images of the same name
     row = judged(records, 1)
     full = "cifar10, recipe cifar, 64,000 iterations, float32"
     names = [f"{full}, images f", f"{full}, groups of 64", f"{full}, images another"]
@@ -348,7 +349,9 @@ def test_overfitting_needs_a_low_training_error_and_a_higher_test_error(make_all
 def test_an_ensemble_is_judged_against_its_best_member(make):
     records = [make(9, 22, net=net, dataset="imagenet") for net in ("resnet-50", "resnet-101")]
     for record, error in zip(records, (5.25, 4.60), strict=True):
-        (record.folder / "evaluation.json").write_text(runs.json_text({"multi-scale": {"top1": 20.0, "top5": error}}))
+        (record.folder / "evaluation.json").write_text(
+            kept.checked_text({"multi-scale": {"top1": 20.0, "top5": error}})
+        )
     for error, expected in ((3.57, "partly"), (4.7, "not reproduced")):
         found = {"multi-scale": {"top1": 19.0, "top5": error}, "members": [record.run.id for record in records]}
         row = judged(records, 12, evaluations={"ensemble": found})

@@ -1,0 +1,327 @@
+"""The record that a run leaves in ``results/runs/<run id>/``: what training writes and reports read."""
+
+import collections
+import hashlib
+import io
+import itertools
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from replication import files
+from replication.files import DamagedError
+from replication.recipes import RECIPES
+from replication.runs import Run
+
+# Of the code that results depend on: raised with every change to nets, recipes, batches or training that changes what a
+# run ends with by more than rounding. Records and checkpoints of another version are no results of this code.
+VERSION = 1
+CHECKPOINTS = ("checkpoint.pt", "checkpoint-before.pt")  # of a run that is not finished: the last and the one before
+NEEDED = ("run.json", "environment.json", "history.csv", "summary.json")
+LINES = r"(?:[0-9a-f]{64}  [\w.-]+\n)+"  # of which it consists
+SUMS = "SHA256SUMS"  # checksums of a record's files, as ``sha256sum --check`` reads them
+# What must be equal for errors to be compared: among them the images themselves, by their fingerprint.
+CONDITIONS = ("dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "group")
+SIGNALS = ("response_std", "signal_variance", "gradient_norm", "weight_norm", "residual_ratio")
+COLUMNS = ("iteration", "lr", "train_error", "train_loss", "test_error", "test_loss", "seconds")
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What a finished run left; read from its folder when first asked for.
+
+    summary: final errors (percent), sizes and times (seconds) as a dict; of a run that diverged the errors are None.
+    history: a DataFrame of ``COLUMNS``, one row a recording.
+    layers: a DataFrame of ``measure.signals`` at some iterations, from 0 to the last, one row for each weighted layer.
+    predictions: a DataFrame of the labels and the predicted classes of all test images, by the weights left at the end;
+        empty where some images could not be read.
+    environment: versions, device, threads and commit as a dict.
+    fingerprint: of the data set.
+    """
+
+    run: Run
+    folder: Path
+    fingerprint: str
+    summary: dict
+
+    @property
+    def net(self):
+        """The net's name in tables and figures: one that was not warmed up is a row of its own."""
+        return self.run.net if self.run.warmup else f"{self.run.net} without warm-up"
+
+    @cached_property
+    def environment(self):
+        return json.loads((self.folder / "environment.json").read_text())
+
+    @cached_property
+    def history(self):
+        return pd.read_csv(self.folder / "history.csv")
+
+    @cached_property
+    def layers(self):
+        return self._read("layers.csv", ("iteration", "layer", "name", "kind", *SIGNALS))
+
+    @cached_property
+    def predictions(self):
+        return self._read("predictions.csv", ("label", "predicted"))
+
+    def _read(self, name, columns):
+        """A file that not all records have."""
+        path = self.folder / name
+        return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
+
+    @property
+    def diverged(self):
+        """The iteration after which the loss was found to be no longer finite; None for a run that came to its end."""
+        return self.summary.get("diverged")
+
+    @property
+    def evaluation(self):
+        """Errors in all ways that ImageNet nets are tested in, by ``evaluate.evaluations``; empty before that."""
+        return read_checked(self.folder / "evaluation.json")
+
+    @property
+    def weights(self):
+        """The file of the weights at the end, which may not be there. Raises DamagedError if it was altered."""
+        path = self.folder / "weights.pt"
+        if path.exists():
+            check_sums(self.folder, [path.name])
+        return path
+
+    @property
+    def conditions(self):
+        """``CONDITIONS`` of the run, by name."""
+        values = {name: getattr(self.run, name) for name in ("dataset", "recipe", "precision", "holdout")}
+        values |= {"fingerprint": self.fingerprint[:12], "iterations": self.summary["iterations"]}
+        values["group"] = self.run.settings.group
+        return {name: values[name] for name in CONDITIONS}
+
+
+def ended(records):
+    """Those of the records whose runs came to their end, and of each net how many others diverged."""
+    diverged = collections.Counter(record.net for record in records if record.diverged is not None)
+    return [record for record in records if record.diverged is None], diverged
+
+
+def in_words(conditions):
+    """The conditions of a run for the eye: "digits, recipe digits, 1,100 iterations, float32"."""
+    words = "{dataset}, recipe {recipe}, {iterations:,} iterations, {precision}".format(**conditions)
+    recipe, group = RECIPES.get(conditions["recipe"]), conditions["group"]
+    if conditions["holdout"]:
+        words += f", {conditions['holdout']:,} images held out"
+    if recipe is not None and not pd.isna(group) and group != (recipe.group or recipe.batch):
+        words += f", groups of {group}"
+    return words
+
+
+def by_conditions(records):
+    """Records of equal conditions together: tuples of a short name and a full one, both unique, and the records."""
+    groups = {}
+    for record in records:
+        groups.setdefault(tuple(record.conditions.items()), []).append(record)
+    all_conditions = [members[0].conditions for members in groups.values()]
+    full = _unique(map(in_words, all_conditions), [f"images {each['fingerprint']}" for each in all_conditions])
+    short = _unique(
+        ["{dataset}, {iterations:,} iterations".format(**each) for each in all_conditions], full, instead=True
+    )
+    return list(zip(short, full, groups.values(), strict=True))
+
+
+def _unique(names, marks, instead=False):
+    """The names, those that are not unique with their marks, or ``instead`` of them the marks alone."""
+    names = list(names)
+    told = zip(names, marks, strict=True)
+    return [name if names.count(name) == 1 else mark if instead else f"{name}, {mark}" for name, mark in told]
+
+
+def finished(run, results="results"):
+    """The run's record, or None while it has none: a run is finished once its ``summary.json`` is there.
+
+    Raises DamagedError when a file of the record is not as it was written; ValueError when the record is that of
+    another run, was made by another version of this code, or holds what this version does not know.
+    """
+    folder = run.folder(results)
+    if not (folder / "summary.json").exists():
+        return None
+    record = _opened(folder)
+    if record.run != run:
+        raise ValueError(f"{folder} holds the record of {record.run}, not of {run}: remove or rename this folder")
+    return record
+
+
+def all_finished(results="results"):
+    """The records of all finished runs, in the order of their ids.
+
+    What is damaged, or was made by another version of this code, is left out, with a line that says so.
+    """
+    records = []
+    for summary in sorted((files.folder("results", results) / "runs").glob("*/summary.json")):
+        try:
+            record = _opened(summary.parent)
+            if record.run.id != summary.parent.name:
+                raise ValueError(f"{summary.parent} holds the record of {record.run.id}: rename or remove this folder")
+        except ValueError as error:
+            print(f"Left out: {error}")
+            continue
+        records.append(record)
+    return records
+
+
+def usable(run, results="results", alone=True):
+    """As ``finished``, but a damaged record is none: it is set aside, with a line that says so.
+
+    It is moved to ``<results>/damaged/``, since what is still good in it may be wanted; not so unless ``alone``, by
+    processes of which another one does so.
+    """
+    try:
+        return finished(run, results)
+    except DamagedError:
+        if not alone:
+            return None
+    with locked(run, results):
+        try:
+            return finished(run, results)
+        except DamagedError as error:
+            place = Path(results) / "damaged"
+            names = (f"{run.id}-{number}" for number in itertools.count(1))
+            place /= next(name for name in names if not (place / name).exists())
+            place.parent.mkdir(exist_ok=True)
+            run.folder(results).rename(place)
+            print(f"{error}. It is moved to {place}, and the run is trained again.", flush=True)
+    return None
+
+
+def locked(run, results="results"):
+    """The context in which no other process trains this run into that folder; waits for one that does."""
+    return files.locked(lock(run, results), f"{run.id} is being trained")
+
+
+def lock(run, results="results"):
+    return Path(results) / ".locks" / f"{run.id}.lock"
+
+
+def _opened(folder):
+    """The record in a folder, checked."""
+    check_sums(folder)
+    try:
+        stored, summary = (json.loads((folder / name).read_bytes()) for name in ("run.json", "summary.json"))
+        version = stored.get("version")
+        if version == VERSION:
+            unknown = set(stored) - {field.name for field in fields(Run)} - {"id", "fingerprint", "version"}
+            if unknown:
+                raise ValueError(f"it has fields that are unknown here: {', '.join(sorted(unknown))}")
+            return Record(Run.from_dict(stored), folder, stored["fingerprint"], {**summary})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{folder} holds a record that this version of the code does not understand ({error}): use the code that "
+            "made it, or remove or rename this folder"
+        ) from error
+    raise ValueError(
+        f"{folder} holds a record of version {version} of the training code, this is version {VERSION}, whose results "
+        "differ: use the code that made it, or remove or rename this folder"
+    )
+
+
+def write_summary(folder, summary):
+    """Write ``SHA256SUMS`` of what lies in the folder, and last of all ``summary.json``, which finishes the record."""
+    text = json_text(summary)
+    kept = [path for path in folder.iterdir() if path.suffix in (".json", ".csv", ".txt") or path.name == "weights.pt"]
+    contents = {path.name: path for path in kept if path.name != "evaluation.json"} | {"summary.json": text.encode()}
+    files.write(folder / SUMS, sums(contents))
+    files.write(folder / "summary.json", text)
+
+
+def sums(contents):
+    """The text of ``SHA256SUMS`` for {name: bytes or path of a file}."""
+    lines = []
+    for name, content in sorted(contents.items()):
+        if isinstance(content, Path):
+            with content.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        else:
+            found = files.digest(content)
+        lines.append(f"{found}  {name}\n")
+    return "".join(lines)
+
+
+def check_sums(folder, names=None):
+    """Raise DamagedError unless the files of a record, or those of these names, are as they were written.
+
+    Of all files those of weights are neither read nor missed: they are large, and stay where they were trained.
+    """
+    try:
+        text = (folder / SUMS).read_bytes().decode()
+        if re.fullmatch(LINES, text) is None:
+            raise ValueError
+        known = {name: found for found, name in (line.split("  ", 1) for line in text.splitlines())}
+    except FileNotFoundError as error:
+        raise DamagedError(f"{folder} is damaged: it has no {SUMS}") from error
+    except ValueError as error:
+        raise DamagedError(f"{folder} is damaged: {SUMS} is not as it was written") from error
+    for name in names or {*known, *NEEDED}:
+        if name.endswith(".pt") and names is None:
+            continue
+        try:
+            same = sums({name: folder / name}).split()[0] == known.get(name)
+        except OSError as error:
+            raise DamagedError(f"{folder} is damaged: {name} is missing or cannot be read") from error
+        if not same:
+            raise DamagedError(f"{folder} is damaged: {name} is not what {SUMS} says")
+
+
+def rows_text(rows, columns=COLUMNS, digits=None):
+    """Rows (dicts; None where not measured) as the text of a csv file: first these columns, then what rows have more.
+
+    digits: significant ones of every number that is not whole; left out, all.
+    """
+    columns = list(columns) + [name for name in (rows[0] if rows else ()) if name not in columns]
+    text = io.StringIO()
+    shown = None if digits is None else f"%.{digits}g"
+    pd.DataFrame(rows, columns=columns).to_csv(text, index=False, lineterminator="\n", float_format=shown)
+    return text.getvalue()
+
+
+def run_text(run, fingerprint):
+    """The text of ``run.json``."""
+    return json_text({**asdict(run), "id": run.id, "fingerprint": fingerprint, "version": VERSION})
+
+
+def checked_text(values):
+    """A dict as json with its own checksum."""
+    return json_text({**values, "sha256": files.digest(json_text(values).encode())})
+
+
+def read_checked(path):
+    """The dict of ``checked_text`` in a file; empty where there is none, or a damaged one, of which a line tells."""
+    try:
+        values = json.loads(path.read_bytes())
+        if values.pop("sha256", None) == files.digest(json_text(values).encode()):
+            return values
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError, TypeError):
+        pass
+    print(f"{path} is damaged: it is left out.")
+    return {}
+
+
+def json_text(values):
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+
+def keep(run, contents, results="results"):
+    """Write the files of a run's record, {name: bytes}, that was made elsewhere: the summary last."""
+    folder = run.folder(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sorted(contents, key=lambda name: name == "summary.json"):
+        files.write(folder / name, contents[name])
+    remove_checkpoints(folder)
+
+
+def remove_checkpoints(folder):
+    for name in CHECKPOINTS:
+        (folder / name).unlink(missing_ok=True)

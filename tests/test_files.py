@@ -1,0 +1,134 @@
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from replication import files
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "summary.json"
+    files.write(path, "old")
+
+    def fail(file):
+        file.write(b"ne")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match=r"summary.json cannot be written \(no space left\); what was there is untouched"):
+        files.write(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_there_can_be_kept(tmp_path):
+    path, before = tmp_path / "new", tmp_path / "old"
+    for content in (b"1", b"2", b"3"):
+        files.write(path, content, before)
+    assert (path.read_bytes(), before.read_bytes()) == (b"3", b"2")
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from replication import files
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+files.write(Path(sys.argv[1]), bytes(5000))
+"""
+
+
+def test_a_write_that_the_system_refuses_leaves_the_old_file(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"old")
+    done = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True, check=False)
+    assert f"{path} cannot be written (File too large); what was there is untouched. Free some space" in done.stderr
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parts_of_killed_writes_are_removed_by_age(tmp_path):
+    old, new, other = (tmp_path / name for name in ("a.1.part", "a.2.part", "b.1.part"))
+    for path in (old, new, other):
+        path.touch()
+    os.utime(old, (time.time() - 100,) * 2)
+    files.remove_parts(tmp_path, "a", age=50)
+    assert sorted(tmp_path.iterdir()) == [new, other]
+    files.remove_parts(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path):
+    path, content = tmp_path / "sealed", b"some bytes"
+    files.write_sealed(path, content)
+    stored = path.read_bytes()
+    assert files.read_sealed(path) == content
+    damaged = [stored[:length] for length in range(len(stored))]
+    for bit in range(8 * len(stored)):
+        flipped = bytearray(stored)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for each in damaged:
+        path.write_bytes(each)
+        with pytest.raises(files.DamagedError, match="sealed is damaged: its checksum is wrong"):
+            files.read_sealed(path)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from replication import files
+with files.locked(Path(sys.argv[1]), "the run is being trained"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_is_waited_for_and_frees_itself_when_its_holder_dies(tmp_path, capsys):
+    lock = tmp_path / "locks" / "run.lock"
+    assert files.held_elsewhere(lock) is None
+    with files.locked(lock, "nobody waits"):
+        assert files.held_elsewhere(lock) is None
+    assert capsys.readouterr().out == ""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, lock], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    # Started by this process, it would be one of its own workers.
+    assert files.held_elsewhere(lock) is None
+    lock.write_text(lock.read_text().replace(f" {os.getpid()} ", " 1 "))
+    assert f"process {holder.pid} on " in files.held_elsewhere(lock)
+    killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {holder.pid}"])
+    started = time.monotonic()
+    with files.locked(lock, "the run is being trained"):
+        assert time.monotonic() - started > 0.3
+    killer.wait()
+    holder.wait()
+    holder.stdout.close()
+    assert f"the run is being trained by process {holder.pid} on " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (None, TypeError),
+        (3, TypeError),
+        (b"results", TypeError),
+        ("", ValueError),
+        ("  ", ValueError),
+        ("a\0b", ValueError),
+        ("a\nb", ValueError),
+        ("\ud800", ValueError),
+        ("x" * 300, ValueError),
+        ("a/" * 2000, ValueError),
+        (__file__, ValueError),
+        (f"{__file__}/results", ValueError),
+    ],
+)
+def test_what_cannot_be_a_folder_is_refused(value, error):
+    with pytest.raises(error, match=r"^results "):
+        files.folder("results", value)
+
+
+def test_folders_may_be_anywhere_and_need_not_be_there(tmp_path):
+    for value in ("results", "../results", tmp_path / "not yet", "Résultats 結果"):
+        assert files.folder("results", value).name == os.path.basename(value)

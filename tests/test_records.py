@@ -1,0 +1,139 @@
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from replication import Run, all_finished, finished, records
+
+LEFT = ("run.json", "environment.json", "history.csv", "layers.csv", "predictions.csv", "summary.json", "SHA256SUMS")
+
+
+@pytest.fixture
+def record(make):
+    return make(1.0, 2.0, layers=[{"iteration": 0, "layer": 1}], predicted=[0, 1, 2], net="plain-20")
+
+
+def test_checksums_are_those_of_sha256sum(record):
+    done = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=record.folder, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(LEFT) - 1
+
+
+@pytest.mark.parametrize("name", LEFT)
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "remove"])
+def test_damage_is_named_and_the_record_set_aside(record, tmp_path, capsys, name, damage):
+    path = record.folder / name
+    content = path.read_bytes()
+    if damage == "remove":
+        if name == "summary.json":
+            pytest.skip("a run without one is not finished")
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes({"flip": flipped, "cut": content[:-1], "empty": b""}[damage])
+    with pytest.raises(records.DamagedError, match=f"{record.folder} is damaged: "):
+        finished(record.run, tmp_path)
+    assert all_finished(tmp_path) == []
+    assert f"Left out: {record.folder} is damaged" in capsys.readouterr().out
+    assert records.usable(record.run, tmp_path) is None
+    aside = tmp_path / "damaged" / f"{record.run.id}-1"
+    said = capsys.readouterr().out
+    assert f"It is moved to {aside}, and the run is trained again." in said
+    assert name in said or name == "SHA256SUMS"
+    assert not record.folder.exists()
+    assert {each.name for each in aside.iterdir()} >= set(LEFT) - {name}
+
+
+def test_a_second_damaged_record_does_not_replace_the_first(make, tmp_path):
+    for _ in range(2):
+        record = make(1.0, 2.0, net="plain-20")
+        (record.folder / "history.csv").unlink()
+        assert records.usable(record.run, tmp_path) is None
+    assert len(list((tmp_path / "damaged").iterdir())) == 2
+
+
+def seal(record, **changed):
+    """Rewrite the record's run.json, checksums and all."""
+    path = record.folder / "run.json"
+    values = json.loads(path.read_text()) | changed
+    path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+    records.write_summary(record.folder, record.summary)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"version": 0}, "version 0 of the training code, this is version 1, whose results differ"),
+        ({"version": None}, "version None of the training code"),
+        ({"optimizer": "adam"}, "does not understand .it has fields that are unknown here: optimizer"),
+        ({"net": "vgg-16"}, "does not understand .net 'vgg-16': choose"),
+        ({"seed": "0"}, "does not understand .seed '0'"),
+        ({"fingerprint": None}, "does not understand"),
+    ],
+)
+def test_stale_records_are_refused_and_left_out(record, tmp_path, capsys, changed, message):
+    seal(record, **changed)
+    with pytest.raises(ValueError, match=message) as caught:
+        finished(record.run, tmp_path)
+    assert not isinstance(caught.value, records.DamagedError)  # it is not set aside, and not trained over
+    assert all_finished(tmp_path) == []
+    assert capsys.readouterr().out.startswith("Left out: ")
+    assert record.folder.exists()
+
+
+def test_a_field_that_a_record_is_older_than_has_its_default(record, tmp_path):
+    seal(record, holdout=None)
+    assert finished(record.run, tmp_path).run.holdout == 0
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '"text"', "{", ""])
+def test_files_that_hold_something_else_are_refused(record, tmp_path, content):
+    (record.folder / "run.json").write_text(content)
+    records.write_summary(record.folder, record.summary)
+    with pytest.raises(ValueError, match="does not understand"):
+        finished(record.run, tmp_path)
+
+
+def test_a_record_of_another_run_is_not_taken(record, tmp_path, capsys):
+    other = Run("plain-20", seed=1)
+    assert finished(other, tmp_path) is None
+    shutil.copytree(record.folder, other.folder(tmp_path))
+    with pytest.raises(ValueError, match=r"holds the record of .*seed=0.*, not of .*seed=1"):
+        finished(other, tmp_path)
+    assert [found.run for found in all_finished(tmp_path)] == [record.run]  # not twice
+    assert "seed-1 holds the record of plain-20__digits__seed-0" in capsys.readouterr().out
+
+
+def test_history_text_leaves_cells_empty_that_were_not_measured():
+    row = {"iteration": 1, "lr": 0.1, "train_error": 50.0, "train_loss": 0.5, "seconds": 1.0}
+    text = records.rows_text([row | {"test_error": None, "test_loss": None}])
+    assert text == "iteration,lr,train_error,train_loss,test_error,test_loss,seconds\n1,0.1,50.0,0.5,,,1.0\n"
+
+
+def test_all_finished_runs_are_found(make, tmp_path):
+    made = [Run("plain-20", seed=1), Run("resnet-110", "cifar10", schedule=0.5, warmup=False)]
+    make(1, 2, net="plain-20", seed=1)
+    make(1, 2, net="resnet-110", dataset="cifar10", schedule=0.5, warmup=False)
+    unfinished = Run("resnet-20")
+    unfinished.folder(tmp_path).mkdir(parents=True)
+    (unfinished.folder(tmp_path) / "run.json").write_text(records.run_text(unfinished, "f"))
+    found = all_finished(tmp_path)
+    assert [record.run for record in found] == made
+    assert [record.net for record in found] == ["plain-20", "resnet-110 without warm-up"]
+    assert found[0].layers.empty
+    assert found[0].predictions.empty
+    assert all_finished(tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize("damage", [lambda text: text.replace("4.5", "3.5"), lambda text: text[:-9], lambda text: "[]"])
+def test_damaged_evaluations_are_left_out(tmp_path, capsys, damage):
+    path = tmp_path / "evaluation.json"
+    values = {"10-crop": {"top1": 20.0, "top5": 4.5}, "images": 6}
+    path.write_text(records.checked_text(values))
+    assert records.read_checked(path) == values
+    path.write_text(damage(path.read_text()))
+    assert records.read_checked(path) == {}
+    assert f"{path} is damaged: it is left out." in capsys.readouterr().out
+    assert records.read_checked(tmp_path / "none.json") == {}
