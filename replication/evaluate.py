@@ -206,6 +206,12 @@ def check(nets, ways=tuple(WAYS), ensemble=(), weights=None, imagenet=True):
     """Raise ValueError or TypeError for what ``evaluations`` of these nets would refuse, before they are trained."""
     for way in runs.a_list("ways", ways):
         runs.choice("way", way, WAYS)
+    if not isinstance(ensemble, list | tuple):
+        raise TypeError(f"ensemble {ensemble!r}: give a list of nets, such as ['resnet-34', 'resnet-50']")
+    if not isinstance(weights, dict | None):
+        raise TypeError(
+            f"weights {weights!r}: give options by label, such as {{'theirs': {{'net': ..., 'path': ...}}}}"
+        )
     for net in ensemble:
         runs.choice("net of the ensemble", net, nets)
     for label, options in (weights or {}).items():

@@ -104,7 +104,7 @@ def read_sealed(path):
 
 
 def load(file, device="cpu"):
-    """What ``torch.save`` wrote to a file, if it is tensors, numbers, texts, lists and dicts; no code of it is executed.
+    """What ``torch.save`` wrote to a file, of tensors, numbers, texts, lists and dicts; no code of it is executed.
 
     Raises FileNotFoundError, and ValueError for anything else.
     """

@@ -142,9 +142,10 @@ def finished(run, results="results"):
     """The run's record, or None while it has none: a run is finished once its ``summary.json`` is there.
 
     Raises DamagedError when a file of the record is not as it was written; ValueError when the record is that of
-    another run, was made by another version of this code, or holds what this version does not know.
+    another run, was made by another version of this code, or holds what this version does not know; TypeError or
+    ValueError when ``results`` cannot be a folder.
     """
-    folder = run.folder(results)
+    folder = run.folder(files.folder("results", results))
     if not (folder / "summary.json").exists():
         return None
     record = _opened(folder)

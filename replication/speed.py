@@ -182,11 +182,13 @@ def protocols(precision="float32"):
 def planned(notebooks, precision="float32"):
     """The ``protocols`` of the notebooks of these numbers, as [0, 2].
 
-    Raises ValueError for one that trains nothing and for an unknown precision.
+    Raises TypeError or ValueError for no list, for one that trains nothing and for an unknown precision.
     """
     numbered = {int(name[0]): (name, runs) for name, runs in protocols(precision).items()}
+    if not isinstance(notebooks, list | tuple):
+        raise TypeError(f"notebooks {notebooks!r}: give a list of numbers, such as [0, 2]")
     for number in notebooks:
-        if number not in numbered:
+        if isinstance(number, bool) or not isinstance(number, int) or number not in numbered:
             raise ValueError(f"notebook {number!r}: choose {', '.join(map(str, numbered))}")
     return dict(numbered[number] for number in notebooks)
 

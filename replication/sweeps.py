@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -98,10 +99,9 @@ def run_all(runs, results="results", data="data", executor=None, processes=1, we
 
 def _listed(runs):
     """The runs as a list; raises TypeError for anything else."""
-    try:
-        runs = list(runs)
-    except TypeError as error:
-        raise TypeError(f"runs {runs!r}: give a list of Run(net, dataset, ...)") from error
+    if isinstance(runs, Run | str | bytes | dict) or not isinstance(runs, Iterable):
+        raise TypeError(f"runs {runs!r}: give a list of Run(net, dataset, ...)")
+    runs = list(runs)
     for run in runs:
         if not isinstance(run, Run):
             raise TypeError(f"{run!r} is no Run: make one with Run(net, dataset, ...)")

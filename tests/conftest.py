@@ -69,7 +69,7 @@ def counted(name):
 def make(tmp_path):
     """Writes the record of a run whose errors are given, without training it."""
 
-    def write(train_error, test_error, layers=None, predicted=None, rates=(0.1,) * 10, **fields):
+    def write(train_error, test_error, layers=None, predicted=None, rates=(0.1,) * 10, diverged=None, **fields):
         run = Run(**fields)
         folder = run.folder(tmp_path)
         folder.mkdir(parents=True)
@@ -91,6 +91,8 @@ def make(tmp_path):
         (folder / "environment.json").write_text(json.dumps(environment))
         summary = {"train_error": train_error, "test_error": test_error, "iterations": last, "seconds": 60.0}
         summary |= counted(run.name)
+        if diverged is not None:
+            summary |= {"train_error": None, "test_error": None, "diverged": diverged}
         records.write_summary(folder, summary)
         return finished(run, tmp_path)
 

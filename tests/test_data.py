@@ -1,5 +1,12 @@
+import hashlib
+import http.server
+import io
 import os
 import pickle
+import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -7,7 +14,7 @@ import torch
 from conftest import write_images
 from PIL import Image
 
-from replication import data
+from replication import data, files
 
 
 def test_digits_are_scikit_learns_in_two_disjoint_parts():
@@ -66,12 +73,34 @@ def test_a_file_of_the_same_size_and_another_time_is_decoded_again(pets):
     assert np.load(pets / ".cache" / "pets.npz")["key"] != key_before
 
 
-def test_a_damaged_cache_is_named_and_decoded_again(pets, capsys):
-    first = data.load("pets", pets)
+class Hostile:
+    """What executes code when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("hostile",)
+
+
+def test_a_damaged_cache_is_named_and_decoded_again(pets, capsys, monkeypatch):
+    monkeypatch.chdir(pets)
+    pixels = data.load("pets", pets).train.pixels
     cache = pets / ".cache" / "pets.npz"
-    cache.write_bytes(cache.read_bytes()[:200])
-    assert data.load("pets", pets).fingerprint == first.fingerprint
-    assert f"{cache} is damaged" in capsys.readouterr().out
+    content = cache.read_bytes()
+    places = range(0, len(content), len(content) // 40)
+    for damaged in [
+        content[:200],
+        b"",
+        *(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :] for at in places),
+    ]:
+        cache.write_bytes(damaged)
+        assert np.array_equal(data.load("pets", pets).train.pixels, pixels)
+        assert f"{cache} is damaged: its checksum is wrong: decoding the images again" in capsys.readouterr().out
+        assert cache.read_bytes() == content
+    packed = io.BytesIO()
+    np.savez(packed, key=np.array([Hostile()], dtype=object))  # pickled, and executed if it were loaded
+    files.write_sealed(cache, packed.getvalue())
+    assert np.array_equal(data.load("pets", pets).train.pixels, pixels)
+    assert "allow_pickle=False" in capsys.readouterr().out
+    assert not (pets / "hostile").exists()
 
 
 def spoil_text(folder):
@@ -171,6 +200,67 @@ def test_cifar_that_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     with pytest.raises(ValueError, match=r"could not be downloaded .*download http://127.0.0.1:9/.* and put it into"):
         data.load("cifar10", tmp_path)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A server that has a small CIFAR-10, all checksums right; the list of the downloads that were asked for."""
+    from torchvision import datasets
+
+    source, asked, kind = tmp_path / "source", [], datasets.CIFAR10
+    folder = source / kind.base_folder
+    folder.mkdir(parents=True)
+
+    def put(name, values):
+        (folder / name).write_bytes(pickle.dumps(values))
+        return name, hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    images = {"data": np.zeros((2, 3072), np.uint8), "labels": [1, 0]}
+    for part in ("train_list", "test_list"):
+        monkeypatch.setattr(kind, part, [put(name, images) for name, _ in getattr(kind, part)])
+    _, found = put(kind.meta["filename"], {"label_names": ["cat", "dog"]})
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": found})
+    with tarfile.open(source / kind.filename, "w:gz") as archive:
+        archive.add(folder, kind.base_folder)
+    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5((source / kind.filename).read_bytes()).hexdigest())
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=source)
+
+        def do_GET(self):
+            asked.append(self.path)
+            time.sleep(0.3)  # long enough for the other to come
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        monkeypatch.setattr(kind, "url", f"http://127.0.0.1:{running.server_port}/{kind.filename}")
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield asked
+        running.shutdown()
+        thread.join()
+
+
+def test_of_two_that_want_cifar_one_downloads_it_and_a_damaged_copy_is_replaced(server, tmp_path, capsys):
+    root = tmp_path / "data"
+    with ThreadPoolExecutor(2) as executor:
+        one, other = executor.map(data.load, ["cifar10"] * 2, [root] * 2)
+    assert one.fingerprint == other.fingerprint
+    assert len(server) == 2  # torchvision asks for where it is, then for it
+    assert "cifar10 is being downloaded by process" in capsys.readouterr().out
+    path = root / "cifar-10-batches-py" / "data_batch_2"
+    content = path.read_bytes()
+    path.write_bytes(content[:-7] + b"x" + content[-6:])
+    assert data.load("cifar10", root).fingerprint == one.fingerprint
+    assert (
+        f"cifar10 in {root} is damaged or not complete: it is unpacked or downloaded again" in capsys.readouterr().out
+    )
+    assert path.read_bytes() == content
+    assert len(server) == 2  # unpacked from the archive that is there
 
 
 def crop_by_hand(image, padding, row, column, mirrored, mean):

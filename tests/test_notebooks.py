@@ -1,12 +1,17 @@
 import ast
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import start_new_kernel
+
+from replication import finished, grid, trainers
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -127,3 +132,78 @@ def test_notebooks_in_git_are_well_formed_and_carry_no_outputs(path):
 
 def test_every_notebook_is_run_by_these_tests():
     assert [path.stem for path in NOTEBOOKS] == sorted(TINY) == sorted(FIGURES)
+
+
+SHARED = 'dataset = "digits"\nnets = ["resnet-14", "plain-14"]\nseeds = [3]\nschedule = 0.3\n'
+
+
+def left(run, results):
+    """What a run left, but for times."""
+    record = finished(run, results)
+    summary = {name: value for name, value in record.summary.items() if "second" not in name}
+    weights = (record.folder / "weights.pt").read_bytes()
+    return summary, record.history.drop(columns="seconds").to_csv(), record.layers.to_csv(), weights
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def begun(runs, results):
+    return all((run.folder(results) / "history.csv").exists() for run in runs)
+
+
+def checkpoints(runs, results):
+    return [(run.folder(results) / "checkpoint.pt").exists() for run in runs]
+
+
+def test_runs_go_on_from_an_interrupted_notebook_to_a_killed_one_to_another(tmp_path):
+    """In JupyterLab's way and by papermill, in different notebooks; the end is that of an undisturbed run."""
+    results = tmp_path / "results"
+    runs = grid(["resnet-14", "plain-14"], seeds=[3], schedule=0.3)
+
+    # A kernel as JupyterLab starts it, in the notebook's folder, and its button for an interrupt.
+    cells = [cell.source for cell in nbformat.read(NOTEBOOKS[5], 4).cells if cell.cell_type == "code"]
+    manager, client = start_new_kernel(cwd=ROOT / "notebooks")
+    try:
+        for cell in (cells[0], f"{SHARED}results = {str(results)!r}", cells[1]):
+            assert client.execute_interactive(cell, timeout=60)["content"]["status"] == "ok"
+        said = []
+        client.execute(cells[2])
+        wait_for(lambda: begun(runs, results))
+        manager.interrupt_kernel()
+        while (reply := client.get_iopub_msg(timeout=60))["content"].get("execution_state") != "idle":
+            said.append(str(reply["content"]))
+        assert checkpoints(runs, results) == [True, True]
+        assert any("KeyboardInterrupt" in text for text in said)
+        assert any(
+            "Interrupted: 0 of 2 runs were finished. The same call, or running this cell" in text for text in said
+        )
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+    # By papermill in another notebook, whose kernel is killed: its workers, left alone, write checkpoints.
+    reached = {run: run.folder(results).joinpath("history.csv").stat().st_mtime_ns for run in runs}
+    notebook, options = (
+        ROOT / "notebooks" / "2_plain_vs_residual.ipynb",
+        f"seeds: [3], schedule: 0.3, results: {results}",
+    )
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), str(tmp_path / "killed.ipynb")]
+    command += ["-y", f"{{depths: [14], {options}}}"]
+    killed = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    wait_for(lambda: all(run.folder(results).joinpath("history.csv").stat().st_mtime_ns > reached[run] for run in runs))
+    (kernel,) = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    os.kill(int(kernel), signal.SIGKILL)
+    assert killed.wait(timeout=60) != 0
+    assert all(done is None for done in (finished(run, results) for run in runs))
+
+    # And to the end by papermill in the first one.
+    done = papermill("5_layer_responses", tmp_path / "done.ipynb", f"nets: [resnet-14, plain-14], {options}")
+    assert done.returncode == 0, done.stderr
+    for run in runs:
+        trainers.train(run, tmp_path / "undisturbed")
+        assert left(run, results) == left(run, tmp_path / "undisturbed")

@@ -260,3 +260,33 @@ def test_the_papers_tables_agree_with_each_other():
         assert all(more is None or less is None or less < more for more, less in zip(ten_crop, scales, strict=True))
     assert paper.TABLE_3.errors["plain-34"][0] - paper.TABLE_3.errors["resnet-34"][0] == pytest.approx(3.5, abs=0.05)
     assert paper.TABLE_2.errors["resnet-18"][0] - paper.TABLE_2.errors["resnet-34"][0] == pytest.approx(2.8, abs=0.06)
+
+
+def test_a_run_that_diverged_is_shown_and_kept_out_of_the_means(make, tmp_path):
+    records = [make(1, 10, net="plain-20"), make(3, 12, net="plain-20", seed=1)]
+    records += [make(0, 0, net="plain-20", seed=2, diverged=40), make(0, 0, net="plain-56", diverged=7)]
+    table = report.errors(records)
+    assert table[["n", "diverged"]].to_numpy().tolist() == [[3, 1], [1, 1]]
+    assert table["test_error"].iloc[0] == 11
+    shown = report.readable(table)
+    assert shown["ours: test error %"].tolist() == ["11.00 ± 1.41", "diverged"]
+    assert shown["diverged"].tolist() == [1, 1]
+    caution = report.caution(table)
+    assert "1 of 3 runs of plain-20 diverged: the errors are those of the others." in caution
+    assert "1 of 1 run of plain-56 diverged." in caution
+    report.save_errors(table, tmp_path)
+    assert "diverged" in (tmp_path / "table.md").read_text()
+    assert "all runs of plain-56 diverged, there is no test error to compare" in " ".join(report.findings(table))
+    report.figure_6(records, {"plain nets": ["plain-20", "plain-56"]})  # its history is drawn as far as it goes
+
+
+def test_names_from_outside_are_escaped(make, tmp_path):
+    others = [{"net": "<script>alert(1)</script>|x", "parameters": 1, "test_error": 9.0}]
+    table = report.errors([make(1, 10, net="plain-20")], others=others)
+    html = report.styled(table).to_html()
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(1)") == 2  # in its row and below the table
+    report.save_errors(table, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "<script" not in text
+    assert r"</script>\|x" in text.replace("&lt;", "<")

@@ -388,3 +388,19 @@ def test_cut_shortcuts_are_not_called_reproduced(tmp_path, monkeypatch):
         assert set(tested["claim"]) >= {2, 3, 4, 11}
         assert "reproduced" not in set(tested["verdict"])
         assert "0 of 15 blocks of ResNet-32 add their shortcut: fails." in tested["found"].iloc[-1]
+
+
+def test_a_net_of_which_a_run_diverged_is_no_evidence(make, make_all):
+    assert verdict_of(make_all({"plain-20": (2, 9), "plain-56": (8, 13)}), 1) == "reproduced"
+    lost = [make(0, 0, net="plain-56", dataset="cifar10", seed=9, diverged=500)]
+    row = judged(make_all({"plain-20": (2, 9), "plain-56": (8, 13)}, precision="bfloat16"), 1)
+    assert row["verdict"].tolist() == ["reproduced"]
+    records = make_all({"plain-20": (2, 9), "plain-56": (8, 13)}, schedule=0.5)
+    lost = [make(0, 0, net="plain-56", dataset="cifar10", seed=9, schedule=0.5, diverged=500)]
+    row = judged(records + lost, 1)
+    assert row["verdict"].tolist() == ["not attempted", "inconclusive"]
+    assert "1 run of plain-56 diverged" in row["found"].iloc[1][0]
+    alone = [record for record in records if record.net == "plain-20"] + lost
+    row = judged(alone, 1)
+    assert row["verdict"].tolist() == ["not attempted", "inconclusive"]
+    assert row["found"].iloc[1] == ["1 run of plain-56 diverged, no other is there to compare: unclear."]
