@@ -29,7 +29,8 @@ def main():
         parser.error(str(error))
     try:
         record = trainers.train(run, results, data, progress=True)
-    except KeyboardInterrupt:  # a line has told how to go on
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on with what there is.")
         sys.exit(130)
     if record.diverged is None:
         print(f"{record.folder}: test error {record.summary['test_error']:.2f} %")

@@ -229,12 +229,18 @@ class Group:
         counted = [(net, self.diverged[net]) for net in nets if net in self.diverged]
         return [f"{count} run{'s' if count > 1 else ''} of {net} diverged" for net, count in counted]
 
+    def every(self, good, text, net, runs):
+        """The check that something holds in every run of a net, as long as none diverged."""
+        lost = self.lost(net)
+        outcome = "unclear" if lost else "holds" if good else "fails"
+        return Check(outcome, f"{text} ({'; '.join([counts(range(runs)), *lost])})", runs, (net,), "needed")
+
     def missing(self, *nets):
         """The check that has no values of one of these nets: unclear if that is because its runs diverged."""
         lost = [net for net in nets if net not in self.records and net in self.diverged]
-        if lost:
+        if lost and all(map(self.run, nets)):
             return Check("unclear", f"{' and '.join(self.lost(*lost))}, no other is there to compare", nets=tuple(nets))
-        absent = tuple(net for net in nets if net not in self.records)
+        absent = tuple(net for net in nets if not self.run(net))
         text = f"not run: {', '.join(absent)}" if absent else f"not measured: {' or '.join(nets)}"
         return Check("missing", text, nets=absent)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from replication import data as datasets
 from replication import files, measure, models, photographs, runs
 from replication.images import centred, progress_bar
-from replication.records import checked_text, read_checked
+from replication.records import checked_text, ended, read_checked
 
 
 def single_view(net, views, device="cpu", precision="float32", kept=None):
@@ -242,9 +242,12 @@ def evaluations(
     Raises ValueError or TypeError for unknown ways, for bad options, and for a net of the ensemble without a run.
     """
     check([record.run.net for record in records], ways, ensemble, weights)
+    records, diverged = ended(records)
     weights, own = weights or {}, {record.run.id: record for record in records}
     first = {record.run.net: record for record in reversed(records)}
-    together = [first[net] for net in ensemble]
+    for net in diverged:
+        print(f"{net}: a run that diverged is not tested")
+    together = [first[net] for net in ensemble if net in first]
     loaded = datasets.load(dataset, data) if datasets.present(dataset, data) else None
     known = _known(own, weights, together, loaded, precision, Path(folder))
     for way in ways:
@@ -315,7 +318,7 @@ def _digest(paths):
     """SHA-256 over files of weights; None where one is missing."""
     digest = hashlib.sha256()
     for path in paths:
-        if not path.is_file():
+        if path is None or not path.is_file():
             return None
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -1,6 +1,7 @@
 """Files that are never half written, never trusted once damaged, and never written by two processes at once."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import pickle
@@ -89,6 +90,16 @@ def digest(content):
     return hashlib.sha256(content).hexdigest()
 
 
+def read(path):
+    """The bytes of a file. Raises DamagedError where the disk cannot read them any more, OSError for other causes."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise DamagedError(f"{path} is damaged: {error.strerror}") from error
+        raise
+
+
 def write_sealed(path, content, before=None):
     """Write bytes with their SHA-256 behind them, as ``write`` does."""
     write(path, content + hashlib.sha256(content).digest(), before)
@@ -96,21 +107,21 @@ def write_sealed(path, content, before=None):
 
 def read_sealed(path):
     """The bytes that ``write_sealed`` wrote. Raises DamagedError for any others, FileNotFoundError for no file."""
-    content = memoryview(path.read_bytes())
+    content = memoryview(read(path))
     size = hashlib.sha256().digest_size
     if len(content) < size or hashlib.sha256(content[:-size]).digest() != content[-size:]:
         raise DamagedError(f"{path} is damaged: its checksum is wrong")
     return content[:-size]
 
 
-def load(file, device="cpu"):
-    """What ``torch.save`` wrote to a file, of tensors, numbers, texts, lists and dicts; no code of it is executed.
+def load(file):
+    """What ``torch.save`` wrote, tensors on the CPU, numbers, texts, lists and dicts; no code of the file is executed.
 
-    Raises FileNotFoundError, and ValueError for anything else.
+    Raises FileNotFoundError, MemoryError or torch's, and ValueError for anything else.
     """
     try:
-        return torch.load(file, map_location=device, weights_only=True)
-    except FileNotFoundError:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever torch makes of a file that is damaged, hostile or something else
         said = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -119,9 +130,8 @@ def load(file, device="cpu"):
         raise ValueError(said) from error
 
 
-@contextlib.contextmanager
-def locked(path, words):
-    """Hold the lock of that name, a file; if another process or thread does, say so in ``words`` and wait for it.
+def acquire(path):
+    """The lock of that name, a file, to be released; None while another process or thread holds it.
 
     The operating system takes it from a process that dies. The file stays: it says who was the last to hold it.
     """
@@ -130,13 +140,33 @@ def locked(path, words):
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"{words} by {_read_holder(path)[1]}: waiting for it.", flush=True)
-        lock.acquire(poll_interval=POLL_SECONDS)
-    try:
+        return None
+    with contextlib.suppress(OSError):  # it is for the words of others alone
         path.write_text(f"{os.getpid()} {os.getppid()} {socket.gethostname()}\n")
+    return lock
+
+
+@contextlib.contextmanager
+def locked(path, words):
+    """Hold the lock of that name; if another process or thread does, say so in ``words`` and wait for it."""
+    lock = acquire(path)
+    if lock is None:
+        time.sleep(POLL_SECONDS)  # somebody may just have looked at it
+        lock = acquire(path)
+    if lock is None:
+        print(waiting(path, words), flush=True)
+    while lock is None:
+        time.sleep(POLL_SECONDS)
+        lock = acquire(path)
+    try:
         yield
     finally:
         lock.release()
+
+
+def waiting(path, words):
+    """What is said of a lock that is waited for."""
+    return f"{words} by {_read_holder(path)[1]}: waiting for it."
 
 
 def held_elsewhere(path):

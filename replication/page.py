@@ -95,9 +95,10 @@ def distances(records):
     table = table[table["net"].isin(list(TABLE_6.errors)) & (table["comparable"] | (table["n"] == 0))]
     rows = []
     for net, paper in TABLE_6.errors.items():
-        found = table[(table["net"] == net) & (table["n"] > 0)]
+        found = table[(table["net"] == net) & (table["n"] > table["diverged"])]
         for row in found.itertuples():
-            ours = {"ours": row.test_error, "std": row.test_error_std, "n": row.n, "precision": row.precision}
+            ours = {"ours": row.test_error, "std": row.test_error_std, "n": row.n - row.diverged}
+            ours["precision"] = row.precision
             rows.append({"net": net, "paper": paper} | ours | {"distance": row.test_error - paper})
         if found.empty:
             rows.append({"net": net, "paper": paper, "n": 0})
@@ -160,7 +161,8 @@ def figures(records, folder):
         if panels:
             save_figure(figure_6(members, panels, stacked=True), folder, f"errors_{number}")
             saved[f"Training error (dashed) and test error (bold): {conditions}."] = f"errors_{number}"
-        measured = [record for net in FIGURE_7 for record in members if record.net == net and len(record.layers)]
+        kept, _ = ended(members)
+        measured = [record for net in FIGURE_7 for record in kept if record.net == net and len(record.layers)]
         if measured:
             save_figure(responses.figure_7(measured), folder, f"responses_{number}")
             saved[f"Standard deviations of layer responses, as Fig. 7: {conditions}."] = f"responses_{number}"

@@ -1,11 +1,13 @@
 """The record that a run leaves in ``results/runs/<run id>/``: what training writes and reports read."""
 
 import collections
+import errno
 import hashlib
 import io
 import itertools
 import json
 import re
+import tempfile
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -86,11 +88,15 @@ class Record:
 
     @property
     def weights(self):
-        """The file of the weights at the end, which may not be there. Raises DamagedError if it was altered."""
+        """The file of the weights at the end; None if it is not there, or altered, of which a line tells."""
         path = self.folder / "weights.pt"
-        if path.exists():
-            check_sums(self.folder, [path.name])
-        return path
+        try:
+            if path.exists():
+                check_sums(self.folder, [path.name])
+                return path
+        except DamagedError as error:
+            print(f"{error}: these weights are left out.")
+        return None
 
     @property
     def conditions(self):
@@ -165,7 +171,7 @@ def all_finished(results="results"):
             record = _opened(summary.parent)
             if record.run.id != summary.parent.name:
                 raise ValueError(f"{summary.parent} holds the record of {record.run.id}: rename or remove this folder")
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             print(f"Left out: {error}")
             continue
         records.append(record)
@@ -173,27 +179,30 @@ def all_finished(results="results"):
 
 
 def usable(run, results="results", alone=True):
-    """As ``finished``, but a damaged record is none: it is set aside, with a line that says so.
-
-    It is moved to ``<results>/damaged/``, since what is still good in it may be wanted; not so unless ``alone``, by
-    processes of which another one does so.
-    """
+    """As ``finished``, but a damaged record is none; unless other processes see to it (``alone``), it is set aside."""
     try:
         return finished(run, results)
     except DamagedError:
-        if not alone:
-            return None
-    with locked(run, results):
-        try:
-            return finished(run, results)
-        except DamagedError as error:
-            place = Path(results) / "damaged"
-            names = (f"{run.id}-{number}" for number in itertools.count(1))
-            place /= next(name for name in names if not (place / name).exists())
-            place.parent.mkdir(exist_ok=True)
-            run.folder(results).rename(place)
-            print(f"{error}. It is moved to {place}, and the run is trained again.", flush=True)
+        if alone:
+            with locked(run, results):
+                set_aside(run, results)
     return None
+
+
+def set_aside(run, results="results"):
+    """Move the run's record to ``<results>/damaged/`` if it is damaged, with a line that says so.
+
+    What is still good in it may be wanted. To be called by who holds the run's lock.
+    """
+    try:
+        finished(run, results)
+    except DamagedError as error:
+        place = Path(results) / "damaged"
+        names = (f"{run.id}-{number}" for number in itertools.count(1))
+        place /= next(name for name in names if not (place / name).exists())
+        place.parent.mkdir(exist_ok=True)
+        run.folder(results).rename(place)
+        print(f"{error}. It is moved to {place}, and the run is trained again.", flush=True)
 
 
 def locked(run, results="results"):
@@ -207,7 +216,8 @@ def lock(run, results="results"):
 
 def _opened(folder):
     """The record in a folder, checked."""
-    check_sums(folder)
+    if (folder / SUMS).exists() or _version(folder) == VERSION:  # records of older versions may have none
+        check_sums(folder)
     try:
         stored, summary = (json.loads((folder / name).read_bytes()) for name in ("run.json", "summary.json"))
         version = stored.get("version")
@@ -236,6 +246,14 @@ def write_summary(folder, summary):
     files.write(folder / "summary.json", text)
 
 
+def _version(folder):
+    """The version that a record says it is of; this one's where it says nothing that can be read."""
+    try:
+        return json.loads((folder / "run.json").read_bytes()).get("version")
+    except (OSError, ValueError, AttributeError):
+        return VERSION
+
+
 def sums(contents):
     """The text of ``SHA256SUMS`` for {name: bytes or path of a file}."""
     lines = []
@@ -255,12 +273,14 @@ def check_sums(folder, names=None):
     Of all files those of weights are neither read nor missed: they are large, and stay where they were trained.
     """
     try:
-        text = (folder / SUMS).read_bytes().decode()
+        text = files.read(folder / SUMS).decode()
         if re.fullmatch(LINES, text) is None:
             raise ValueError
         known = {name: found for found, name in (line.split("  ", 1) for line in text.splitlines())}
     except FileNotFoundError as error:
         raise DamagedError(f"{folder} is damaged: it has no {SUMS}") from error
+    except DamagedError:
+        raise
     except ValueError as error:
         raise DamagedError(f"{folder} is damaged: {SUMS} is not as it was written") from error
     for name in names or {*known, *NEEDED}:
@@ -269,7 +289,9 @@ def check_sums(folder, names=None):
         try:
             same = sums({name: folder / name}).split()[0] == known.get(name)
         except OSError as error:
-            raise DamagedError(f"{folder} is damaged: {name} is missing or cannot be read") from error
+            if error.errno not in (errno.ENOENT, errno.EIO):
+                raise
+            raise DamagedError(f"{folder} is damaged: {name} is missing or cannot be read any more") from error
         if not same:
             raise DamagedError(f"{folder} is damaged: {name} is not what {SUMS} says")
 
@@ -315,14 +337,25 @@ def json_text(values):
 
 
 def keep(run, contents, results="results"):
-    """Write the files of a run's record, {name: bytes}, that was made elsewhere: the summary last."""
+    """Write the files of a run's record, {name: bytes}, that was made elsewhere: the summary last.
+
+    If another process has finished the run meanwhile, its record stays. Raises ValueError as ``finished`` does for what
+    was made by other code, or altered on its way.
+    """
+    with tempfile.TemporaryDirectory() as arrived:
+        for name, content in contents.items():
+            (Path(arrived) / name).write_bytes(content)
+        _opened(Path(arrived))
     folder = run.folder(results)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in sorted(contents, key=lambda name: name == "summary.json"):
-        files.write(folder / name, contents[name])
-    remove_checkpoints(folder)
+    with locked(run, results):
+        if finished(run, results) is not None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in sorted(contents, key=lambda name: name == "summary.json"):
+            files.write(folder / name, contents[name])
+        remove_checkpoints(folder)
 
 
 def remove_checkpoints(folder):
-    for name in CHECKPOINTS:
-        (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("checkpoint*.pt"):
+        path.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ def errors(records, nets=(), published=TABLE_6, others=()):
     ``comparable`` says whether a row was measured under the paper's conditions, ``diverged`` how many of the n runs
     did: these are left out of the means.
     """
-    rows = _means(records, lambda record: record.summary | {"diverged": record.diverged is not None}, ERRORS)
+    rows = _means(records, _ended, ERRORS)
     rows += [{"net": net, "n": 0} for net in nets if net not in {row["net"] for row in rows}]
     rows += [dict(other) | {"n": 1} for other in others]
     spreads = [name for error in ERRORS for name in (error, f"{error}_std")]
@@ -47,6 +47,12 @@ def errors(records, nets=(), published=TABLE_6, others=()):
     alike = [published.conditions is not None and published.conditions.items() <= row.items() for row in rows]
     paper_errors = table["net"].map(published.errors).astype(float)
     return table.assign(paper_error=paper_errors, paper=published.title, comparable=alike)
+
+
+def _ended(record):
+    """The summary of a record; without times where it ended too soon."""
+    diverged = record.diverged is not None
+    return record.summary | {"diverged": diverged} | ({"seconds": None} if diverged else {})
 
 
 def _means(records, measured, names):
@@ -61,7 +67,9 @@ def _means(records, measured, names):
                 row |= {name: values.mean(), f"{name}_std": values.std()}
             if "diverged" in group:
                 row["diverged"] = int(group["diverged"].sum())
-            rows.append(row | {name: group[name].mean() for name in ("parameters", "seconds") if name in group})
+            rows.append(
+                row | {name: group[name].astype(float).mean() for name in ("parameters", "seconds") if name in group}
+            )
     return rows
 
 
@@ -417,7 +425,7 @@ def compared(table, error, first, second, words):
     lost = [net for net, value in ((first, before), (second, after)) if pd.isna(value)]
     if lost:
         return f"{words}: all runs of {' and '.join(lost)} diverged, there is no {ERRORS[error]} to compare."
-    runs = min(table.loc[first, "n"], table.loc[second, "n"])
+    runs = min(table.loc[net, "n"] - table.loc[net, "diverged"] for net in (first, second))
     return (
         f"{words}: {second} has a {ERRORS[error]} of {after:.2f} %, {abs(after - before):.2f} points "
         f"{'higher' if after > before else 'lower'} than {first} with {before:.2f} % "

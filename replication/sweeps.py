@@ -26,7 +26,7 @@ from replication.images import cores, progress_bar
 from replication.runs import Run
 
 POLL_SECONDS = 0.5
-GRACE_SECONDS = 60  # for an interrupted worker to end its iteration and write a checkpoint
+GRACE_SECONDS = 300  # for an interrupted worker to end its iteration and write a checkpoint
 
 
 class RunsFailedError(RuntimeError):
@@ -70,7 +70,7 @@ def run_all(runs, results="results", data="data", executor=None, processes=1, we
             f"processes {processes}: an executor's workers train in one process each, leave one of the two"
         )
     results, here = Path(results).absolute(), Path(data).absolute()
-    done = {run: records.usable(run, results) for run in runs}
+    done = {run: records.usable(run, results, alone=False) for run in runs}
     _check_data([record for record in done.values() if record is not None], here)
     missing = [run for run, record in done.items() if record is None]
     try:
@@ -145,6 +145,12 @@ def _loaded(runs, data):
     return images
 
 
+def _set_aside(runs, results):
+    """What is damaged goes away now, before it is trained again, so that it is said here."""
+    for run in runs:
+        records.usable(run, results)
+
+
 def _longest_first(runs, size):
     """So that none is left running alone at the end."""
     costs = {run: trainers.cost(run, size[run.dataset]) * run.settings.iterations for run in runs}
@@ -160,6 +166,7 @@ def workers_for(runs, sizes, processes=1):
 
 def _train(runs, results, data, executor, processes):
     images = _loaded(runs, data)
+    _set_aside(runs, results)
     runs = _longest_first(runs, images.size)
     with _timed(results) as forecast:
         if executor is not None:
@@ -182,11 +189,10 @@ def _stopping(threads):
         yield futures
     except KeyboardInterrupt:
         if threads:
-            trainers.STOP.set()
-            try:
-                wait(futures, timeout=GRACE_SECONDS)
-            finally:
-                trainers.STOP.clear()
+            trainers.STOP.set()  # until the last of them has ended, whatever becomes of the wait for it
+            for future in futures:
+                future.add_done_callback(lambda _: all(each.done() for each in futures) and trainers.STOP.clear())
+            wait(futures)
         raise
 
 
@@ -245,7 +251,7 @@ def _train_in(pool, runs, results, data, processes, bar):
         futures = _submit(pool, runs, results, data, processes)
     except BrokenExecutor as error:  # a worker died before it was given anything
         return dict.fromkeys(runs, error)
-    return _follow(futures, results, bar)
+    return _follow(futures, results, bar, local=True)
 
 
 @contextlib.contextmanager
@@ -276,6 +282,7 @@ def _train_there(runs, results, data, cluster, weights):
         images.size.setdefault(run.dataset, (224, 224) if datasets.is_imagenet(run.dataset) else (32, 32))
         images.test_images.setdefault(run.dataset, 0)
     runs = _longest_first(runs, images.size)
+    _set_aside(runs, results)
     with _timed(results) as forecast:
         forecast(cluster.executor, runs, images, cluster.workers)
         with _bar(runs) as bar:
@@ -293,8 +300,11 @@ def _submit(executor, runs, results, data, processes=1):
     return {executor.submit(trainers.train, run, results, data, processes): run for run in runs}
 
 
-def _follow(futures, results, bar, keep=None):
-    """Wait for the runs, show how far they are, return the error of each that failed; ``keep`` what they return."""
+def _follow(futures, results, bar, keep=None, local=False):
+    """Wait for the runs, show how far they are, return the error of each that failed; ``keep`` what they return.
+
+    local: the workers are children of this process, so that it can tell whether others train a run.
+    """
     errors, left, waiting = {}, set(futures), set()
     try:
         while left:
@@ -308,7 +318,7 @@ def _follow(futures, results, bar, keep=None):
                 elif keep is not None:
                     keep(run, future.result())
             _show(futures.values(), results, bar)
-            if keep is None:
+            if local:
                 _tell_waiting([futures[future] for future in left], results, waiting)
     except BaseException:
         for future in left:  # what has not begun will not
@@ -331,7 +341,9 @@ def _show(runs, results, bar):
     reached, current = 0, []
     for run in runs:
         row = _last_row(run.folder(results) / "history.csv")
-        if row is not None:
+        if (run.folder(results) / "summary.json").exists():
+            reached += run.settings.iterations
+        elif row is not None:
             reached += row[0]
             if row[0] < run.settings.iterations:
                 current.append(f"{run.net} {row[1]:.1f} %")

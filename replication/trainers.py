@@ -28,9 +28,10 @@ from replication.processes import Group, launch, members
 RECORDINGS = 100  # rows of a full history
 MEASUREMENTS = 10  # of what passes through the layers, after the one at the start
 CHECKPOINT_SECONDS = 60
+LOCK_SECONDS = 5  # between looks of a group of processes at the lock of another
 ONE_AT_A_TIME = threading.Lock()  # torch's generator, threads and convolution settings are the whole process's
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
-STATE = ("iteration", "history", "layers", "seconds", "training_seconds", "totals", "unreadable", "notes")
+STATE = ("iteration", "history", "layers", "seconds", "training_seconds", "totals", "unreadable", "notes", "diverged")
 KEPT = ("environment", "threads", "compiled", "net", "optimizer")  # in a checkpoint beside these
 STOP = threading.Event()  # asks the training in this process to end, with a checkpoint, after the iteration it is in
 UNDER_WAY = threading.Event()  # there is something to keep of the training in this process
@@ -105,39 +106,67 @@ def train(run, results="results", data="data", processes=1, progress=False):
     check_devices(processes)
     files.folder("results", results), files.folder("data", data)
     together = dist.is_torchelastic_launched()
-    first = not together or int(os.environ["RANK"]) == 0
-    record = records.usable(run, results, alone=first)
-    if record is not None:
+    record = records.usable(run, results, alone=not together)
+    if record is not None and not together:
         return record
+    dataset = None if record else _loaded(run, data, progress)
+    if together:  # what one of the processes has seen by now another may not have
+        _train_together(run, results, data, dataset)
+        return records.finished(run, results)
+    with records.locked(run, results):
+        if records.finished(run, results) is None and processes > 1:
+            launch(_train_launched, (run, results, data), processes, run.id)
+        elif records.finished(run, results) is None:
+            _train(run, results, dataset, Group())
+    return records.finished(run, results)
+
+
+def _loaded(run, data, progress=False):
     first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
     dataset = datasets.load(run.dataset, data, progress=progress and first_here)
     if first_here:  # where photographs are read for their mean, one process of a machine does so, the others wait
         dataset.hold_out(run.holdout).unreadable(run.unreadable)
-    with records.locked(run, results) if first else contextlib.nullcontext():
-        if together or records.finished(run, results) is None:
-            if processes > 1:
-                launch(_train_together, (run, results, data), processes, run.id)
-            else:
-                _train(run, results, dataset)
-    return records.finished(run, results)
+    return dataset
 
 
-def _train_together(run, results, data):
-    """Train as one of the processes that ``train`` started."""
-    _train(run, results, datasets.load(run.dataset, data, progress=False))
-
-
-def _train(run, results, dataset):
-    folder = run.folder(results)
-    folder.mkdir(parents=True, exist_ok=True)
+def _train_launched(run, results, data):
+    """Train as one of the processes that ``train`` started, and holds the lock for."""
+    dataset = _loaded(run, data)
     with members() as group:
-        (done, *_) = group.gather(records.finished(run, results) is not None)
-        if done:  # by another group, which the first process waited for
-            return
-        if group.rank == 0:
-            files.remove_parts(folder)
-        with computing(run, dataset.size, group.local_count):
-            _Training(run, dataset, folder, group).finish()
+        _train(run, results, dataset, group)
+
+
+def _train_together(run, results, data, dataset):
+    """Train as one of the processes that torchrun started; the first one's word counts for all."""
+    with members() as group:
+        lock, told = None, False
+        try:
+            while True:
+                lock = files.acquire(records.lock(run, results)) if group.rank == 0 else None
+                if group.gather(lock is not None)[0]:
+                    break
+                if group.rank == 0 and not told:
+                    print(files.waiting(records.lock(run, results), f"{run.id} is being trained"), flush=True)
+                    told = True
+                time.sleep(LOCK_SECONDS)
+            finished = records.usable(run, results, alone=False) if group.rank == 0 else None
+            if group.gather(finished is not None)[0]:
+                return
+            _train(run, results, dataset or _loaded(run, data), group)
+        finally:
+            if lock is not None:
+                lock.release()
+
+
+def _train(run, results, dataset, group):
+    folder = run.folder(results)
+    if group.rank == 0:
+        records.set_aside(run, results)
+    folder.mkdir(parents=True, exist_ok=True)
+    if group.rank == 0:
+        files.remove_parts(folder)
+    with computing(run, dataset.size, group.local_count):
+        _Training(run, dataset, folder, group).finish()
 
 
 def train_elsewhere(run, data="data", fingerprint=None, weights=False):
@@ -262,7 +291,10 @@ class _Training:
         try:
             with _stoppable() if self.group.count == 1 else contextlib.nullcontext():
                 self._iterate()
+                stopped = STOP.is_set() and self.group.count == 1
             self._end()
+            if stopped:  # in the last iteration
+                raise KeyboardInterrupt
         finally:
             UNDER_WAY.clear()
 
@@ -282,7 +314,9 @@ class _Training:
             for name, value in weights.items():
                 if name.endswith("num_batches_tracked"):
                     value.fill_(self.iteration)  # of whole batches, in however many groups they were trained
-            self._write("weights.pt", lambda file: torch.save(weights, file))
+            content = io.BytesIO()  # torch would hide why a file cannot be written
+            torch.save(weights, content)
+            self._write("weights.pt", content.getvalue())
         summary = self._summary()
         if self.group.rank == 0:
             records.write_summary(self.folder, summary)
@@ -293,9 +327,10 @@ class _Training:
         """End with a checkpoint, as the main process or an interrupt asked for."""
         if self.iteration:
             self._save()
+        how = f"goes on from there: a checkpoint is in {self.folder}" if self.iteration else "begins it"
         print(
             f"{self.run.id} was interrupted after {self.iteration:,} of {self.recipe.iterations:,} iterations. "
-            f"The same call goes on from there: a checkpoint is in {self.folder}.",
+            f"The same call {how}.",
             flush=True,
         )
         raise KeyboardInterrupt
@@ -346,6 +381,8 @@ class _Training:
                 error, measured = evaluate.single_view(self.net, views, self.device, self.run.precision, kept)
                 if kept is not None:
                     self._keep_predictions(torch.cat(kept, dim=1))
+            if measured is not None and not math.isfinite(measured):
+                measured = None  # of a net that is on its way to diverge, or just past its end
             row |= {f"{part}_error": error, f"{part}_loss": measured}
         if self.iteration in self.layer_points and self.diverged is None:
             self._measure_layers()
@@ -484,7 +521,7 @@ class _Training:
         damaged = []
         for path in (self.folder / name for name in records.CHECKPOINTS):
             try:
-                state = files.load(io.BytesIO(files.read_sealed(path)), self.device)
+                state = files.load(io.BytesIO(files.read_sealed(path)))
                 theirs, _ = self._origin(state), [state[name] for name in (*STATE, *KEPT)]
             except FileNotFoundError:
                 continue
@@ -510,8 +547,8 @@ class _Training:
             if damaged:
                 self._note("no checkpoint was left to go on from: began again")
         if self.group.rank == 0:
-            for path in damaged:
-                path.unlink(missing_ok=True)
+            for path in damaged:  # it would take the place of a good one
+                path.replace(path.with_name(f"{path.stem}-damaged.pt"))
         return state
 
     def _origin(self, state=None):

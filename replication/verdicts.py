@@ -81,9 +81,7 @@ def nothing_vanishes(group):
         ("needed", high <= EXTREME, f"{first} are at most {_times(high)} times as large as of the last five"),
         ("needed", least >= LEAST_VARIANCE, f"what enters a 3x3 layer of {net} has a variance of {least:.2g} at least"),
     ]
-    return [
-        Check("holds" if good else "fails", f"{text} ({counts(tables)})", n, (net,), role) for role, good, text in found
-    ]
+    return [group.every(good, text, net, n)._replace(role=role) for role, good, text in found]
 
 
 def _times(ratio):
@@ -99,7 +97,7 @@ def shortcuts_alike(group):
             (f"plain-{depth}", f"resnet-{depth}", f"resnet-{depth}-B", f"resnet-{depth}-C")
             for depth in PLAIN[group.family]
         ),
-        key=lambda nets: sum(net in group.records for net in nets),
+        key=lambda nets: sum(map(group.run, nets)),
     )
     plain, a, b, c = nets
     gain = max(0, group.mean(plain, TEST) - group.mean(a, TEST)) if {plain, a} <= set(group.records) else 0
@@ -117,7 +115,7 @@ def deeper_than_34(group):
     """
     if group.family != "imagenet":
         return []
-    base = "resnet-34-B" if "resnet-34-B" in group.records else "resnet-34"
+    base = "resnet-34-B" if group.run("resnet-34-B") else "resnet-34"
     checks = [group.lower(f"resnet-{depth}", base) for depth in (50, 101, 152)]
     checks += [group.lower(f"resnet-{deep}", f"resnet-{less}", role="veto") for less, deep in ((50, 101), (101, 152))]
     for record in group.records.get("resnet-152", ())[:1]:
@@ -140,8 +138,7 @@ def warmed_up(group):
     if lengths:
         good, longest = max(lengths) <= 1000, f"{max(lengths):,.0f} iterations at most"
         text = f"the warm-up of {net} took {longest if max(lengths) < float('inf') else 'all of the training'}"
-        outcome = "holds" if good else "fails"
-        checks.append(Check(outcome, f"{text} ({counts(lengths)})", len(lengths), (net,), "needed"))
+        checks.append(group.every(good, text, net, len(lengths)))
     if lengths and _as_paper(group):
         errors, (paper, deviation) = group.values(net, TEST), WARMED_UP
         wider = 0 if len(errors) > 1 else ONE_RUN
@@ -149,7 +146,7 @@ def warmed_up(group):
         low, high = low - paper - wider, high - paper + wider
         inside, outside = max(abs(low), abs(high)) <= 0.5, low > 0.5 or high < -0.5
         text = f"{net} has a test error of {mean_of(errors):.2f} %, the paper's {paper} ± {deviation}"
-        outcome = "holds" if inside else "fails" if outside else "unclear"
+        outcome = "unclear" if group.lost(net) else "holds" if inside else "fails" if outside else "unclear"
         checks.append(Check(outcome, f"{text} ({counts(errors)})", len(errors), (net,), "needed"))
     return checks
 
@@ -161,8 +158,8 @@ def overfitting(group):
     net, errors = "resnet-1202", group.values("resnet-1202", TRAINING)
     checks = [group.lower("resnet-110", net)]
     if errors:
-        text = f"{net} has a training error of {max(errors):.2f} % at most ({counts(errors)})"
-        checks.append(Check("holds" if max(errors) < 0.1 else "fails", text, len(errors), (net,), "needed"))
+        text = f"{net} has a training error of {max(errors):.2f} % at most"
+        checks.append(group.every(max(errors) < 0.1, text, net, len(errors)))
     return checks
 
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -56,7 +57,7 @@ def work(runs, results, data="data", every=0.0, death=None, readers=None, output
     if readers is not None:
         trainers.threads_for = lambda *_: 1
         trainers.cores = lambda: readers
-        short = replace(recipes.RECIPES["rehearsal"], iterations=4, batch=4, group=2)
+        short = replace(recipes.RECIPES["rehearsal"], iterations=3, batch=4, group=2)
         recipes.RECIPES["rehearsal"] = short
     if largest is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -148,7 +149,7 @@ def test_a_run_goes_on_with_any_number_of_readers(photographs, tmp_path):
 
 
 def test_of_two_that_want_the_same_run_one_trains_and_the_other_waits(tmp_path):
-    run, other = Run("resnet-14", schedule=0.3), Run("plain-8", schedule=0.1)
+    run, other = Run("resnet-14", schedule=0.2), Run("plain-8", schedule=0.05)
     outputs = [tmp_path / name for name in ("first", "second", "third")]
     first = start([run], tmp_path / "results", every=60, output=outputs[0])
     while not outputs[0].exists() or not (run.folder(tmp_path / "results") / "environment.json").exists():
@@ -167,7 +168,7 @@ def test_of_two_that_want_the_same_run_one_trains_and_the_other_waits(tmp_path):
 
 
 def test_a_sweep_says_which_run_it_waits_for(tmp_path, capsys):
-    run, results = Run("resnet-14", schedule=0.5), tmp_path / "results"
+    run, results = Run("resnet-14", schedule=0.3), tmp_path / "results"
     first = start([run], results, every=60, output=tmp_path / "first")
     while not (run.folder(results) / "environment.json").exists():
         time.sleep(0.01)
@@ -175,7 +176,7 @@ def test_a_sweep_says_which_run_it_waits_for(tmp_path, capsys):
     lock.write_text(lock.read_text().replace(f" {os.getppid()} ", " 1 ").replace(f" {os.getpid()} ", " 1 "))
     (record,) = run_all([run], results)
     first.join()
-    assert record.summary["iterations"] == 550
+    assert record.summary["iterations"] == 330
     assert f"{run.id} is being trained by process {first.pid} on " in capsys.readouterr().out
     assert (tmp_path / "first").read_text() == "trained None\n"
 
@@ -194,13 +195,21 @@ def test_a_full_disk_ends_a_run_and_loses_nothing(tmp_path):
     assert left(run, results) == left(run, tmp_path / "undisturbed")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folders of one run: undisturbed, and killed with checkpoints of 20 and 21 of its 22 iterations."""
+    run, folder = Run("resnet-8", schedule=0.02), tmp_path_factory.mktemp("trained")
+    assert run_to_the_end([run], folder / "undisturbed", every=60) == 0
+    assert run_to_the_end([run], folder / "killed", death=("within", 22)) == -signal.SIGKILL
+    return run, folder
+
+
 @pytest.fixture
-def killed(tmp_path):
-    """A run that was killed with checkpoints of 20 and 21 of its 22 iterations, and what it leaves undisturbed."""
-    run = Run("resnet-8", schedule=0.02)
-    work([run], tmp_path / "undisturbed", every=60)
-    assert run_to_the_end([run], tmp_path / "killed", death=("within", 22)) == -signal.SIGKILL
-    return run, tmp_path / "killed", left(run, tmp_path / "undisturbed")
+def killed(trained, tmp_path):
+    """The run that was killed, its results, and what it leaves undisturbed."""
+    run, folder = trained
+    shutil.copytree(folder / "killed", tmp_path / "killed")
+    return run, tmp_path / "killed", left(run, folder / "undisturbed")
 
 
 def flipped(content):
@@ -222,6 +231,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(killed, damage
     assert record.summary["notes"] == notes
     assert all(note in capsys.readouterr().out for note in notes[:1])
     assert same_but_notes(record, undisturbed)
+    assert not list(record.folder.glob("checkpoint*"))
 
 
 def same_but_notes(record, undisturbed):
@@ -261,6 +271,17 @@ def test_a_damaged_record_is_set_aside_and_its_run_trained_again(killed, capsys)
         in capsys.readouterr().out
     )
     assert (aside / "weights.pt").exists()
+
+
+def test_a_damaged_record_stays_where_it_is_until_it_can_be_trained_again(pets, tmp_path, capsys):
+    run = Run("resnet-8", "pets", schedule=3e-5)
+    results = tmp_path / "results"
+    work([run], results, pets)
+    path = run.folder(results) / "history.csv"
+    path.write_bytes(flipped(path.read_bytes()))
+    with pytest.raises(ValueError, match="dataset 'pets': choose"):
+        run_all([run], results, tmp_path / "elsewhere")
+    assert path.exists()
 
 
 class Hostile:

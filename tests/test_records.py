@@ -88,6 +88,27 @@ def test_a_field_that_a_record_is_older_than_has_its_default(record, tmp_path):
     assert finished(record.run, tmp_path).run.holdout == 0
 
 
+def test_a_record_of_before_checksums_is_of_an_older_version_and_not_damaged(record, tmp_path):
+    seal(record, version=None)
+    (record.folder / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match="version None of the training code") as caught:
+        finished(record.run, tmp_path)
+    assert not isinstance(caught.value, records.DamagedError)
+
+
+def test_what_was_made_elsewhere_does_not_replace_what_was_finished_here(record, tmp_path):
+    contents = {path.name: path.read_bytes() for path in record.folder.iterdir()}
+    shutil.rmtree(record.folder)
+    for name in ("history.csv", "SHA256SUMS"):
+        with pytest.raises(records.DamagedError):
+            records.keep(record.run, contents | {name: contents[name][:-1]}, tmp_path)
+        assert not record.folder.exists()
+    records.keep(record.run, contents, tmp_path)
+    assert {path.name: path.read_bytes() for path in record.folder.iterdir()} == contents
+    records.keep(record.run, contents | {"unreadable.txt": b"another"}, tmp_path)
+    assert {path.name: path.read_bytes() for path in record.folder.iterdir()} == contents
+
+
 @pytest.mark.parametrize("content", ["[]", "3", '"text"', "{", ""])
 def test_files_that_hold_something_else_are_refused(record, tmp_path, content):
     (record.folder / "run.json").write_text(content)
