@@ -67,14 +67,18 @@ def write(path, content, before=None):
             path.replace(before)
         part.replace(path)
     except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{path} cannot be written ({error.strerror or error}); what was there is untouched. Free some space, or "
-            "choose a folder that can be written to, and start again: what is finished is not done anew",
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _unwritable(path, error):
+    return OSError(
+        error.errno,
+        f"{path} cannot be written ({error.strerror or error}); what was there is untouched. Free some space, or "
+        "choose a folder that can be written to, and start again: what is finished is not done anew",
+    )
 
 
 def remove_parts(folder, name="*", age=0):
@@ -135,12 +139,14 @@ def acquire(path):
 
     The operating system takes it from a process that dies. The file stays: it says who was the last to hold it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         return None
+    except OSError as error:
+        raise _unwritable(path, error) from error
     with contextlib.suppress(OSError):  # it is for the words of others alone
         path.write_text(f"{os.getpid()} {os.getppid()} {socket.gethostname()}\n")
     return lock

@@ -327,12 +327,13 @@ class _Training:
         """End with a checkpoint, as the main process or an interrupt asked for."""
         if self.iteration:
             self._save()
-        how = f"goes on from there: a checkpoint is in {self.folder}" if self.iteration else "begins it"
-        print(
-            f"{self.run.id} was interrupted after {self.iteration:,} of {self.recipe.iterations:,} iterations. "
-            f"The same call {how}.",
-            flush=True,
-        )
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # else its main process tells
+            how = f"goes on from there: a checkpoint is in {self.folder}" if self.iteration else "begins it"
+            print(
+                f"{self.run.id} was interrupted after {self.iteration:,} of {self.recipe.iterations:,} iterations. "
+                f"The same call {how}.",
+                flush=True,
+            )
         raise KeyboardInterrupt
 
     def _write(self, name, content):
