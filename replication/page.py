@@ -9,7 +9,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from replication import responses
+from replication import report, responses
 from replication.comparisons import VERDICTS
 from replication.files import write
 from replication.paper import CLAIMS, FIGURE_7, TABLE_6
@@ -24,7 +24,6 @@ DATA = {
     "cifar100": "CIFAR-100",
     "imagenet": "ImageNet",
 }
-MARKS = ("<!-- scorecard -->", "<!-- /scorecard -->")
 
 
 def everything(results="results"):
@@ -242,15 +241,32 @@ def _items(text):
     return [Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", item)) for item in bold]
 
 
-def for_readme(card):
-    """The answer and the table of verdicts in Markdown."""
-    return f"{_answer(card)}\n\n{markdown(card)}"
+def errors_by_conditions(records):
+    """The errors of all nets in Markdown: a table for each set of conditions, without the paper's, which has others."""
+    parts = []
+    for _, conditions, members in by_conditions(records):
+        members = sorted(members, key=lambda record: (record.run.name.residual, record.run.name.depth, record.net))
+        shown = report.readable(errors(members)).filter(regex="^(net|runs|diverged|ours: .*)$")
+        shown = shown.rename(columns=lambda name: name.removeprefix("ours: "))
+        shown["net"] = shown["net"].str.replace("resnet", "ResNet")
+        aligned = ["left"] + ["right"] * (shown.shape[1] - 1)
+        parts.append(f"{conditions}:\n\n{shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)}")
+    return "\n\n".join(parts)
 
 
-def update_readme(card, path=ROOT / "README.md"):
-    """Put the scorecard into the README, between its marks. Raises ValueError where these are missing."""
-    before, begin, rest = path.read_text().partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not begin or not end:
-        raise ValueError(f"{path} has no place for the scorecard: mark one by {MARKS[0]} and {MARKS[1]}")
-    write(path, f"{before}{begin}\n\n{for_readme(card)}\n\n{end}{after}")
+def for_readme(card, records):
+    """What belongs into the README, by the name of its place."""
+    return {"results": errors_by_conditions(records), "scorecard": f"{_answer(card)}\n\n{markdown(card)}"}
+
+
+def update_readme(card, records, path=ROOT / "README.md"):
+    """Put results and scorecard into the README, between their marks. Raises ValueError where these are missing."""
+    text = path.read_text()
+    for name, content in for_readme(card, records).items():
+        marks = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, begin, rest = text.partition(marks[0])
+        _, end, after = rest.partition(marks[1])
+        if not begin or not end:
+            raise ValueError(f"{path} has no place for the {name}: mark one by {marks[0]} and {marks[1]}")
+        text = f"{before}{begin}\n\n{content}\n\n{end}{after}"
+    write(path, text)

@@ -105,24 +105,34 @@ def test_the_table_of_verdicts_has_the_papers_conditions_first(records):
     assert shown.iloc[12].tolist() == [13, "not attempted", "–", "–"]
 
 
-def test_the_readme_holds_the_scorecard_of_the_committed_records():
-    card = report.scorecard(*page.everything(ROOT / "results"))
-    _, _, rest = (ROOT / "README.md").read_text().partition(page.MARKS[0])
-    block, mark, _ = rest.partition(page.MARKS[1])
-    assert mark
-    assert block.strip() == page.for_readme(card), "run 7_scorecard with readme: True"
+def test_the_readme_holds_results_and_scorecard_of_the_committed_records():
+    records, evaluations = page.everything(ROOT / "results")
+    text = (ROOT / "README.md").read_text()
+    for name, content in page.for_readme(report.scorecard(records, evaluations), records).items():
+        block = text.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
+        assert block.strip() == content, "run 7_scorecard with readme: True"
+
+
+def test_errors_are_shown_by_conditions_without_the_papers(records):
+    text = page.errors_by_conditions(records)
+    assert text.count("iterations, float32:\n\n| net") == 2
+    assert "ResNet-20" in text
+    assert "8.75" not in text  # the paper's, whose conditions are others
 
 
 def test_the_readme_is_updated_between_its_marks(records, tmp_path):
     card = report.scorecard(records)
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{page.MARKS[0]}\nold\n{page.MARKS[1]}\nafter\n")
-    page.update_readme(card, path)
-    assert path.read_text() == f"before\n{page.MARKS[0]}\n\n{page.for_readme(card)}\n\n{page.MARKS[1]}\nafter\n"
-    path.write_text("no place\n")
+    path.write_text("before\n<!-- results -->\nold\n<!-- /results -->\n<!-- scorecard --><!-- /scorecard -->\nafter\n")
+    page.update_readme(card, records, path)
+    results, scorecard = page.for_readme(card, records).values()
+    first = f"<!-- results -->\n\n{results}\n\n<!-- /results -->"
+    second = f"<!-- scorecard -->\n\n{scorecard}\n\n<!-- /scorecard -->"
+    assert path.read_text() == f"before\n{first}\n{second}\nafter\n"
+    path.write_text("<!-- results --><!-- /results -->\nno place\n")
     with pytest.raises(ValueError, match="has no place for the scorecard: mark one by <!-- scorecard -->"):
-        page.update_readme(card, path)
-    assert path.read_text() == "no place\n"
+        page.update_readme(card, records, path)
+    assert path.read_text() == "<!-- results --><!-- /results -->\nno place\n"
 
 
 def test_the_committed_scorecard_is_that_of_the_committed_records(tmp_path):
