@@ -270,7 +270,9 @@ def _known(own, weights, together, loaded, precision, folder):
     paths = {name: [record.weights] for name, record in own.items()}
     paths |= {label: [Path(options["path"])] for label, options in weights.items()}
     paths |= {"ensemble": [record.weights for record in together]} if together else {}
-    stored = _stored(folder) | {name: record.evaluation for name, record in own.items() if record.evaluation}
+    stored = read_checked(folder / "evaluations.json") | {
+        name: record.evaluation for name, record in own.items() if record.evaluation
+    }
     known = {}
     for name, members in paths.items():
         depends = {"precision": precision, "weights": _digest(members), "options": weights.get(name)}
@@ -307,11 +309,8 @@ def _keep(known, own, folder):
             files.write(record.folder / "evaluation.json", checked_text(known[name]))
     folder.mkdir(parents=True, exist_ok=True)
     others = {name: found for name, found in known.items() if name not in own}
-    files.write(folder / "evaluations.json", checked_text(_stored(folder) | others))
-
-
-def _stored(folder):
-    return read_checked(folder / "evaluations.json")
+    path = folder / "evaluations.json"
+    files.write(path, checked_text(read_checked(path) | others))
 
 
 def _digest(paths):

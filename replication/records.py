@@ -24,8 +24,8 @@ from replication.runs import Run
 VERSION = 1
 CHECKPOINTS = ("checkpoint.pt", "checkpoint-before.pt")  # of a run that is not finished: the last and the one before
 NEEDED = ("run.json", "environment.json", "history.csv", "summary.json")
-LINES = r"(?:[0-9a-f]{64}  [\w.-]+\n)+"  # of which it consists
 SUMS = "SHA256SUMS"  # checksums of a record's files, as ``sha256sum --check`` reads them
+LINES = r"(?:[0-9a-f]{64}  [\w.-]+\n)+"  # of which it consists
 # What must be equal for errors to be compared: among them the images themselves, by their fingerprint.
 CONDITIONS = ("dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "group")
 SIGNALS = ("response_std", "signal_variance", "gradient_norm", "weight_norm", "residual_ratio")
@@ -273,16 +273,12 @@ def check_sums(folder, names=None):
     Of all files those of weights are neither read nor missed: they are large, and stay where they were trained.
     """
     try:
-        text = files.read(folder / SUMS).decode()
-        if re.fullmatch(LINES, text) is None:
-            raise ValueError
-        known = {name: found for found, name in (line.split("  ", 1) for line in text.splitlines())}
+        text = files.read(folder / SUMS).decode(errors="replace")
     except FileNotFoundError as error:
         raise DamagedError(f"{folder} is damaged: it has no {SUMS}") from error
-    except DamagedError:
-        raise
-    except ValueError as error:
-        raise DamagedError(f"{folder} is damaged: {SUMS} is not as it was written") from error
+    if re.fullmatch(LINES, text) is None:
+        raise DamagedError(f"{folder} is damaged: {SUMS} is not as it was written")
+    known = {name: found for found, name in (line.split("  ", 1) for line in text.splitlines())}
     for name in names or {*known, *NEEDED}:
         if name.endswith(".pt") and names is None:
             continue

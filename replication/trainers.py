@@ -31,8 +31,8 @@ CHECKPOINT_SECONDS = 60
 LOCK_SECONDS = 5  # between looks of a group of processes at the lock of another
 ONE_AT_A_TIME = threading.Lock()  # torch's generator, threads and convolution settings are the whole process's
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
-STATE = ("iteration", "history", "layers", "seconds", "training_seconds", "totals", "unreadable", "notes", "diverged")
-KEPT = ("environment", "threads", "compiled", "net", "optimizer")  # in a checkpoint beside these
+STATE = ("iteration", "history", "layers", "seconds", "training_seconds", "unreadable", "notes", "diverged")
+KEPT = ("environment", "threads", "compiled", "net", "optimizer", "totals")  # in a checkpoint beside these
 STOP = threading.Event()  # asks the training in this process to end, with a checkpoint, after the iteration it is in
 UNDER_WAY = threading.Event()  # there is something to keep of the training in this process
 COMPILED_FROM = 5e12  # multiply-adds of all forward passes of a run: below, compiling takes longer than it saves
@@ -114,10 +114,11 @@ def train(run, results="results", data="data", processes=1, progress=False):
         _train_together(run, results, data, dataset)
         return records.finished(run, results)
     with records.locked(run, results):
-        if records.finished(run, results) is None and processes > 1:
-            launch(_train_launched, (run, results, data), processes, run.id)
-        elif records.finished(run, results) is None:
-            _train(run, results, dataset, Group())
+        if records.finished(run, results) is None:
+            if processes > 1:
+                launch(_train_launched, (run, results, data), processes, run.id)
+            else:
+                _train(run, results, dataset, Group())
     return records.finished(run, results)
 
 
@@ -495,6 +496,7 @@ class _Training:
             "compiled": self.compiled,
             "net": self.net.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
+            "totals": self.totals,
             **{name: getattr(self, name) for name in STATE},
         }
         content = io.BytesIO()
@@ -513,9 +515,10 @@ class _Training:
         self.step.optimizer.load_state_dict(state["optimizer"])
         self.totals.copy_(state["totals"])
         self.begun = state["environment"]
+        found = self.notes  # of this checkpoint
         for name in STATE:
-            if name != "totals":
-                setattr(self, name, state[name] if name != "notes" else state[name] + self.notes)
+            setattr(self, name, state[name])
+        self.notes += found
 
     def _checkpoint(self):
         """The last checkpoint that is not damaged; None if there is none."""
