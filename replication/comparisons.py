@@ -151,45 +151,48 @@ class Group:
 
     def lower(self, net, other, measured=TEST, role="decides"):
         """Check that the mean of a net is lower than that of another: "unclear" unless one of them clearly is."""
-        ours, theirs = self.values(net, measured), self.values(other, measured)
-        if not ours or not theirs:
-            return self.missing(net, other)._replace(role=role)
-        difference, runs = mean_of(theirs) - mean_of(ours), min(len(ours), len(theirs))
-        notes = [counts(ours, theirs)]
-        paired = self._paired(net, other) if measured is TEST else None
-        if runs > 1:
-            low, high = _interval(theirs, ours) if difference > 0 else _interval(ours, theirs)
-            # Without any spread there is no interval: small counts of errors may well agree by chance.
-            clear = low > 0 and (low < high or low > measured.one_run)
-            notes.append(f"95 % interval {low:,.{measured.digits}f} to {high:,.{measured.digits}f}")
-        else:
-            # Two trained nets may well differ on these images, and yet by no more than two seeds of the same net do.
-            clear = abs(difference) > measured.one_run and (paired is None or paired.differ == paired.pairs)
-        notes += [paired.text] if paired is not None else []
-        lost = self.lost(net, other)
-        outcome = "unclear" if lost or not clear else "holds" if difference > 0 else "fails"
-        notes += lost
-        return Check(outcome, measured.compared(net, ours, other, theirs, notes), runs, (net, other), role)
+
+        def judged(ours, theirs, paired):
+            difference = mean_of(theirs) - mean_of(ours)
+            if min(len(ours), len(theirs)) > 1:
+                low, high = shown = _interval(theirs, ours) if difference > 0 else _interval(ours, theirs)
+                # Without any spread there is no interval: small counts of errors may well agree by chance.
+                clear = low > 0 and (low < high or low > measured.one_run)
+            else:
+                # Two trained nets may well differ on these images, and yet by no more than two seeds of a net do.
+                clear, shown = abs(difference) > measured.one_run and (paired is None or paired.all_differ), None
+            return ("holds" if difference > 0 else "fails") if clear else "unclear", shown
+
+        return self._compared(net, other, measured, role, judged)
 
     def alike(self, net, other, measured=TEST, within=ABOUT_EQUAL, role="decides"):
         """Check that the means of two nets differ by no more than ``within``, which single runs can only refute."""
+
+        def judged(ours, theirs, paired):
+            difference, several = mean_of(theirs) - mean_of(ours), min(len(ours), len(theirs)) > 1
+            low, high = difference - measured.one_run, difference + measured.one_run
+            if several:
+                low, high = _interval(theirs, ours)
+            outcome = "holds" if several and -within <= low and high <= within else "unclear"
+            outcome = "fails" if low > within or high < -within else outcome
+            return outcome, ((low, high) if difference > 0 else (-high, -low)) if several else None
+
+        return self._compared(net, other, measured, role, judged)
+
+    def _compared(self, net, other, measured, role, judged):
+        """The check of two nets, whose outcome and interval, if there is one, ``judged`` gives."""
         ours, theirs = self.values(net, measured), self.values(other, measured)
         if not ours or not theirs:
             return self.missing(net, other)._replace(role=role)
-        difference, runs = mean_of(theirs) - mean_of(ours), min(len(ours), len(theirs))
-        notes = [counts(ours, theirs)]
-        low, high = difference - measured.one_run, difference + measured.one_run
-        if runs > 1:
-            low, high = _interval(theirs, ours)
-            shown = (low, high) if difference > 0 else (-high, -low)
-            notes.append(f"95 % interval {shown[0]:.2f} to {shown[1]:.2f}")
         paired = self._paired(net, other) if measured is TEST else None
+        outcome, interval = judged(ours, theirs, paired)
+        notes = [counts(ours, theirs)]
+        if interval is not None:
+            notes.append("95 % interval {:,.{digits}f} to {:,.{digits}f}".format(*interval, digits=measured.digits))
         notes += [paired.text] if paired is not None else []
-        inside = runs > 1 and -within <= low and high <= within
         lost = self.lost(net, other)
-        outcome = "unclear" if lost else "holds" if inside else "fails" if low > within or high < -within else "unclear"
-        notes += lost
-        return Check(outcome, measured.compared(net, ours, other, theirs, notes), runs, (net, other), role)
+        text = measured.compared(net, ours, other, theirs, notes + lost)
+        return Check("unclear" if lost else outcome, text, min(len(ours), len(theirs)), (net, other), role)
 
     def equal(self, net, other, name, role="decides"):
         """Check that two nets have the same count of something in their summaries."""
@@ -270,6 +273,10 @@ class Paired(NamedTuple):
     differ: int
     pairs: int
     text: str
+
+    @property
+    def all_differ(self):
+        return self.differ == self.pairs
 
 
 def mean_of(values):

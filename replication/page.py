@@ -14,7 +14,6 @@ from replication.comparisons import VERDICTS
 from replication.files import write
 from replication.paper import CLAIMS, FIGURE_7, TABLE_6
 from replication.records import all_finished, by_conditions, ended, json_text, read_checked
-from replication.report import KINDS, errors, figure_6, save_figure
 from replication.verdicts import THEIRS
 
 ROOT = Path(__file__).parent.parent  # of the source tree: README and notebooks lie there
@@ -90,7 +89,7 @@ def distances(records):
 
     Errors are in percent, distances in points; ours are the mean and the standard deviation over n runs.
     """
-    table = errors(records, TABLE_6.errors)
+    table = report.errors(records, TABLE_6.errors)
     table = table[table["net"].isin(list(TABLE_6.errors)) & (table["comparable"] | (table["n"] == 0))]
     rows = []
     for net, paper in TABLE_6.errors.items():
@@ -155,15 +154,15 @@ def figures(records, folder):
     """
     saved = {}
     for number, (_, conditions, members) in enumerate(by_conditions(records), start=1):
-        panels = {words: _by_depth(members, kind) for kind, words in KINDS.items()}
+        panels = {words: _by_depth(members, kind) for kind, words in report.KINDS.items()}
         panels = {words: nets for words, nets in panels.items() if nets}
         if panels:
-            save_figure(figure_6(members, panels, stacked=True), folder, f"errors_{number}")
+            report.save_figure(report.figure_6(members, panels, stacked=True), folder, f"errors_{number}")
             saved[f"Training error (dashed) and test error (bold): {conditions}."] = f"errors_{number}"
         kept, _ = ended(members)
         measured = [record for net in FIGURE_7 for record in kept if record.net == net and len(record.layers)]
         if measured:
-            save_figure(responses.figure_7(measured), folder, f"responses_{number}")
+            report.save_figure(responses.figure_7(measured), folder, f"responses_{number}")
             saved[f"Standard deviations of layer responses, as Fig. 7: {conditions}."] = f"responses_{number}"
     return saved
 
@@ -246,7 +245,7 @@ def errors_by_conditions(records):
     parts = []
     for _, conditions, members in by_conditions(records):
         members = sorted(members, key=lambda record: (record.run.name.residual, record.run.name.depth, record.net))
-        shown = report.readable(errors(members)).filter(regex="^(net|runs|diverged|ours: .*)$")
+        shown = report.readable(report.errors(members)).filter(regex="^(net|runs|diverged|ours: .*)$")
         shown = shown.rename(columns=lambda name: name.removeprefix("ours: "))
         shown["net"] = shown["net"].str.replace("resnet", "ResNet")
         aligned = ["left"] + ["right"] * (shown.shape[1] - 1)

@@ -64,7 +64,7 @@ PARAMETERS = {
     "readme": FLAG,
     "cluster": _or_none(TEXT),
 }
-FOLDERS = ("results", "data")
+FOLDERS = ("results", "data", "output")
 
 
 def start_notebook(namespace):

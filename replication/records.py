@@ -131,9 +131,9 @@ def by_conditions(records):
         groups.setdefault(tuple(record.conditions.items()), []).append(record)
     all_conditions = [members[0].conditions for members in groups.values()]
     full = _unique(map(in_words, all_conditions), [f"images {each['fingerprint']}" for each in all_conditions])
-    short = _unique(
-        ["{dataset}, {iterations:,} iterations".format(**each) for each in all_conditions], full, instead=True
-    )
+    short = full
+    for words in ("{dataset}, recipe {recipe}, {iterations:,} iterations", "{dataset}, {iterations:,} iterations"):
+        short = _unique([words.format(**each) for each in all_conditions], short, instead=True)
     return list(zip(short, full, groups.values(), strict=True))
 
 

@@ -83,6 +83,7 @@ def test_mistakes_that_users_make(name, value):
         parameters.start_notebook({name: value})
 
 
-def test_folders_of_a_notebook_are_checked():
-    with pytest.raises(ValueError, match=r"^results ''"):
-        parameters.start_notebook({"results": ""})
+@pytest.mark.parametrize("name", parameters.FOLDERS)
+def test_folders_of_a_notebook_are_checked(name):
+    with pytest.raises(ValueError, match=f"^{name} ''"):
+        parameters.start_notebook({name: ""})

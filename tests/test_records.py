@@ -148,6 +148,21 @@ def test_all_finished_runs_are_found(make, tmp_path):
     assert all_finished(tmp_path / "nothing") == []
 
 
+def test_short_names_of_conditions_say_what_tells_them_apart(make):
+    """By schedules of as many iterations: 1,100 of 64,000 are 0.0171875."""
+    others = [{"schedule": 0.5}, {"recipe": "cifar", "schedule": 0.0171875}, {"precision": "bfloat16"}]
+    made = [make(1, 2, net="plain-20", **options) for options in [{}, *others[:2]]]
+    short = [
+        "digits, recipe digits, 1,100 iterations",
+        "digits, 550 iterations",
+        "digits, recipe cifar, 1,100 iterations",
+    ]
+    assert [name for name, _, _ in records.by_conditions(made)] == short
+    made.append(make(1, 2, net="plain-20", **others[2]))
+    full = [f"{short[0]}, {precision}" for precision in ("float32", "bfloat16")]
+    assert [name for name, _, _ in records.by_conditions(made)] == [full[0], *short[1:], full[1]]
+
+
 @pytest.mark.parametrize("damage", [lambda text: text.replace("4.5", "3.5"), lambda text: text[:-9], lambda text: "[]"])
 def test_damaged_evaluations_are_left_out(tmp_path, capsys, damage):
     path = tmp_path / "evaluation.json"
