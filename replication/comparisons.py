@@ -262,7 +262,8 @@ class Group:
             return None
         differ = sum(value < 1 - CONFIDENCE for value in found)
         if len(found) == 1:
-            return Paired(differ, 1, f"paired test on the same {images:,} images: p = {found[0]:.2g}")
+            value = f"= {found[0]:.2g}" if found[0] >= 1e-300 else "< 1e-300"  # as small as a float holds
+            return Paired(differ, 1, f"paired test on the same {images:,} images: p {value}")
         text = f"paired tests on the same {images:,} images: p < 0.05 for {differ} of {len(found)} seeds"
         return Paired(differ, len(found), text)
 

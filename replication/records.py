@@ -16,7 +16,7 @@ import pandas as pd
 
 from replication import files
 from replication.files import DamagedError
-from replication.recipes import RECIPES
+from replication.recipes import RECIPES, own_recipe
 from replication.runs import Run
 
 # Of the code that results depend on: raised with every change to nets, recipes, batches or training that changes what a
@@ -125,16 +125,25 @@ def in_words(conditions):
 
 
 def by_conditions(records):
-    """Records of equal conditions together: tuples of a short name and a full one, both unique, and the records."""
+    """Records of equal conditions together: tuples of a short name and a full one, both unique, and the records.
+
+    In the order of data sets, of each its own recipe first, then the most iterations.
+    """
     groups = {}
     for record in records:
         groups.setdefault(tuple(record.conditions.items()), []).append(record)
+    groups = dict(sorted(groups.items(), key=_place))
     all_conditions = [members[0].conditions for members in groups.values()]
     full = _unique(map(in_words, all_conditions), [f"images {each['fingerprint']}" for each in all_conditions])
     short = full
     for words in ("{dataset}, recipe {recipe}, {iterations:,} iterations", "{dataset}, {iterations:,} iterations"):
         short = _unique([words.format(**each) for each in all_conditions], short, instead=True)
     return list(zip(short, full, groups.values(), strict=True))
+
+
+def _place(group):
+    dataset, recipe, iterations = (dict(group[0])[name] for name in ("dataset", "recipe", "iterations"))
+    return dataset, recipe != own_recipe(dataset), recipe, -iterations, str(group[0])
 
 
 def _unique(names, marks, instead=False):

@@ -148,19 +148,20 @@ def test_all_finished_runs_are_found(make, tmp_path):
     assert all_finished(tmp_path / "nothing") == []
 
 
-def test_short_names_of_conditions_say_what_tells_them_apart(make):
-    """By schedules of as many iterations: 1,100 of 64,000 are 0.0171875."""
-    others = [{"schedule": 0.5}, {"recipe": "cifar", "schedule": 0.0171875}, {"precision": "bfloat16"}]
-    made = [make(1, 2, net="plain-20", **options) for options in [{}, *others[:2]]]
+def test_conditions_are_told_apart_by_what_differs_and_have_an_order(make):
+    """Two of as many iterations: 1,100 of the 64,000 of the recipe for CIFAR are 0.0171875."""
+    options = [{"schedule": 0.0171875, "recipe": "cifar"}, {"schedule": 0.5}, {}]
+    made = [make(1, 2, net="plain-20", **each) for each in options]
     short = [
         "digits, recipe digits, 1,100 iterations",
         "digits, 550 iterations",
         "digits, recipe cifar, 1,100 iterations",
     ]
     assert [name for name, _, _ in records.by_conditions(made)] == short
-    made.append(make(1, 2, net="plain-20", **others[2]))
-    full = [f"{short[0]}, {precision}" for precision in ("float32", "bfloat16")]
-    assert [name for name, _, _ in records.by_conditions(made)] == [full[0], *short[1:], full[1]]
+    assert [members for _, _, members in records.by_conditions(made)] == [[made[2]], [made[1]], [made[0]]]
+    made.append(make(1, 2, net="plain-20", precision="bfloat16"))
+    full = [f"{short[0]}, {precision}" for precision in ("bfloat16", "float32")]
+    assert [name for name, _, _ in records.by_conditions(made)] == [*full, *short[1:]]
 
 
 @pytest.mark.parametrize("damage", [lambda text: text.replace("4.5", "3.5"), lambda text: text[:-9], lambda text: "[]"])

@@ -195,6 +195,12 @@ def test_a_small_difference_of_single_runs_says_nothing_however_sure_the_test(ma
     assert row["verdict"] == "inconclusive"
 
 
+def test_a_probability_too_small_for_a_float_is_not_called_zero(make):
+    one = make(5, 5, predicted=[0] * 2000, net="resnet-56")  # two in 2**2000
+    other = make(5, 90, predicted=[1] * 2000, net="plain-56")
+    assert "p < 1e-300)" in judged([one, other], 3).iloc[-1]["found"][0]
+
+
 def test_predictions_of_other_images_are_not_compared(make):
     records = [make(5, 5, predicted=[0] * 9, net="resnet-56"), make(5, 9, predicted=[0] * 8, net="plain-56")]
     assert "paired" not in judged(records, 3).iloc[-1]["found"][0]
