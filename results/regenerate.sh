@@ -10,6 +10,7 @@ notebook() {
   "$python" -m papermill --no-progress-bar "notebooks/$1.ipynb" "results/$1/notebook.ipynb" -y "$2"
 }
 
-notebook 2_plain_vs_residual "{dataset: cifar10-jpeg, depths: [20, 56], seeds: [0, 1], schedule: 0.05, precision: bfloat16}"
+notebook 2_plain_vs_residual "{dataset: cifar10-jpeg, depths: [20, 56], seeds: [0, 1, 2], schedule: 0.05, precision: bfloat16}"
+notebook 4_shortcuts "{dataset: cifar10-jpeg, depth: 20, seeds: [0, 1, 2], schedule: 0.05, precision: bfloat16}"
 notebook 5_layer_responses "{seeds: [0, 1, 2]}"
 notebook 7_scorecard "{readme: true}"
