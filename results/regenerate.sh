@@ -5,12 +5,30 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 
+# A notebook, its parameters, and the folder within results for what it leaves, if that is not the notebook's name.
 notebook() {
-  mkdir -p "results/$1"
-  "$python" -m papermill --no-progress-bar "notebooks/$1.ipynb" "results/$1/notebook.ipynb" -y "$2"
+  local folder="results/${3:-$1}"
+  mkdir -p "$folder"
+  "$python" -m papermill --no-progress-bar "notebooks/$1.ipynb" "$folder/notebook.ipynb" -y "$2" ${3:+-p output "$3"}
 }
 
-notebook 2_plain_vs_residual "{dataset: cifar10-jpeg, depths: [20, 56], seeds: [0, 1, 2], schedule: 0.05, precision: bfloat16}"
-notebook 4_shortcuts "{dataset: cifar10-jpeg, depth: 20, seeds: [0, 1, 2], schedule: 0.05, precision: bfloat16}"
-notebook 5_layer_responses "{seeds: [0, 1, 2]}"
+on_photographs() {
+  notebook 2_plain_vs_residual "{dataset: cifar10-jpeg, schedule: 0.05, precision: bfloat16, seeds: [0, 1, 2]}"
+  notebook 2_plain_vs_residual "{dataset: cifar10-jpeg, recipe: note, schedule: 0.005333, precision: bfloat16, depths: [20, 56], seeds: [0, 1]}" 2_plain_vs_residual/note
+  notebook 3_cifar_depths "{dataset: cifar10-jpeg, schedule: 0.05, precision: bfloat16, seeds: [0, 1, 2]}"
+  notebook 4_shortcuts "{dataset: cifar10-jpeg, schedule: 0.05, precision: bfloat16, depth: 20, seeds: [0, 1, 2]}"
+  notebook 5_layer_responses "{dataset: cifar10-jpeg, schedule: 0.05, precision: bfloat16, seeds: [0, 1, 2]}"
+}
+
+on_digits() {
+  notebook 0_quickstart "{seeds: [0, 1, 2, 3, 4]}"
+  for name in 2_plain_vs_residual 3_cifar_depths 4_shortcuts 5_layer_responses; do
+    notebook "$name" "{seeds: [0, 1, 2, 3, 4]}" "$name/digits"
+  done
+  notebook 1_architectures "{}"
+}
+
+on_photographs &
+on_digits
+wait $!
 notebook 7_scorecard "{readme: true}"
