@@ -262,8 +262,8 @@ def curves(records, panels, stacked=False):
     """Error curves in the manner of Figs. 1 and 6, one panel for each entry of ``panels``, side by side or stacked.
 
     ``panels``: titles, each with the names of its nets and the errors to show (keys of ``STYLES``). The training error
-    is thin and dashed, the test error bold, over iterations; several seeds are shown as their mean with a band of one
-    standard deviation. Nets without a record are left out.
+    is thin and dashed, the test error bold, over iterations; several seeds are shown as their mean with a band from the
+    lowest to the highest. Nets without a record are left out.
     Raises ValueError for no records at all, and for records of different conditions: these are no seeds of one another.
     """
     conditions = conditions_of(records)
@@ -280,9 +280,10 @@ def curves(records, panels, stacked=False):
             axes.xaxis.set_major_locator(plt.MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.yaxis.set_major_locator(plt.MaxNLocator(6, steps=[1, 2, 5, 10]))
-            if len(parts) > 1:
-                axes.legend(handles=[plt.Line2D([], [], color="0.2", label=part, **STYLES[part]) for part in parts])
-        figure.suptitle(conditions, fontsize="small", color="0.35")
+        if len(parts) > 1:
+            axes.legend(handles=[plt.Line2D([], [], color="0.2", label=part, **STYLES[part]) for part in parts])
+        bands = "" if histories.groupby("net")["seed"].nunique().max() <= 1 else ": mean and range"
+        figure.suptitle(f"{conditions}{bands}", fontsize="small", color="0.35")
         figure.tight_layout(w_pad=3)
     plt.close(figure)  # the notebook shows what the function returns, once
     return figure
@@ -347,10 +348,16 @@ def _histories(records):
 
 
 def _top(histories, nets):
-    """The upper end of the error axis: like the paper's, it leaves out the first part of training."""
+    """The upper end of the error axis: like the paper's, it leaves out the first part of training.
+
+    All are in it that nets have before the first division of the rate, on the average, and each run in the end.
+    """
     shown = histories[histories["net"].isin(nets)]
-    late = shown[shown["iteration"] > 0.3 * shown["iteration"].max()]
-    return min(100, max(20, 1.15 * late.groupby(["net", "part"])["error"].median().max())) if len(late) else 20
+    part = shown["iteration"] / shown["iteration"].max()
+    middle = shown[part.between(0.3, 0.5)].groupby(["net", "part"])["error"].median().max()
+    ends = shown[part == 1]["error"].max()
+    highest = [value for value in (1.15 * middle, 1.05 * ends) if not pd.isna(value)]
+    return min(100, max([20, *highest]))
 
 
 def _panel(axes, histories, nets, parts):
@@ -361,7 +368,9 @@ def _panel(axes, histories, nets, parts):
     for net in nets:
         for part in parts:
             rows = histories[(histories["net"] == net) & (histories["part"] == part)]
-            sns.lineplot(rows, x="iteration", y="error", errorbar="sd", color=colours[net], ax=axes, **STYLES[part])
+            sns.lineplot(
+                rows, x="iteration", y="error", errorbar=("pi", 100), color=colours[net], ax=axes, **STYLES[part]
+            )
             if len(rows):
                 ends[net] = rows.loc[rows["iteration"] == rows["iteration"].max(), "error"].mean()
     for net, place in _apart(ends, *axes.get_ylim()).items():

@@ -116,11 +116,16 @@ def test_figure_1_has_training_left_and_test_right(make):
     assert right.lines[1].get_ydata()[-1] == 61
 
 
-def test_several_seeds_are_a_mean_with_a_band(make):
-    records = [make(error, error, net="plain-20", seed=seed) for seed, error in enumerate((10, 20))]
-    axes = report.figure_6(records, {"plain": ["plain-20"]}).axes[0]
-    assert axes.lines[0].get_ydata()[-1] == 15
-    assert len(axes.collections) == 2
+def test_several_seeds_are_a_mean_and_a_range_within_the_axis(make):
+    records = [make(error, error, net="plain-20", seed=seed) for seed, error in enumerate((10, 11, 90))]
+    figure = report.figure_6(records, {"plain": ["plain-20"]})
+    (axes,) = figure.axes
+    assert axes.lines[0].get_ydata()[-1] == 37
+    for band in axes.collections:
+        ends = [height for place, height in band.get_paths()[0].vertices if place == 1100]
+        assert (min(ends), max(ends)) == (10, 90)
+    assert axes.get_ylim()[1] > 90  # what ended high is not cut off
+    assert figure.get_suptitle().endswith("3 runs per net: mean and range")
 
 
 def test_names_at_the_ends_of_curves_never_overlap():
