@@ -81,7 +81,7 @@ def _runs(records):
 def _machine(environment):
     if environment["device"] != "cpu":
         return environment["device"]
-    return f"{environment['processor']}, {environment['cores']} cores"
+    return f"{environment['processor']}, {environment['cores']} core{'s' if environment['cores'] != 1 else ''}"
 
 
 def distances(records):
