@@ -143,7 +143,7 @@ def by_conditions(records):
 
 def _place(group):
     dataset, recipe, iterations = (dict(group[0])[name] for name in ("dataset", "recipe", "iterations"))
-    return dataset, recipe != own_recipe(dataset), recipe, -iterations, str(group[0])
+    return dataset, recipe != own_recipe(dataset), recipe, -iterations
 
 
 def _unique(names, marks, instead=False):

@@ -160,7 +160,7 @@ def test_conditions_are_told_apart_by_what_differs_and_have_an_order(make):
     assert [name for name, _, _ in records.by_conditions(made)] == short
     assert [members for _, _, members in records.by_conditions(made)] == [[made[2]], [made[1]], [made[0]]]
     made.append(make(1, 2, net="plain-20", precision="bfloat16"))
-    full = [f"{short[0]}, {precision}" for precision in ("bfloat16", "float32")]
+    full = [f"{short[0]}, {precision}" for precision in ("float32", "bfloat16")]
     assert [name for name, _, _ in records.by_conditions(made)] == [*full, *short[1:]]
 
 
