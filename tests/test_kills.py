@@ -49,6 +49,7 @@ def work(runs, results, data="data", every=0.0, death=None, readers=None, output
     output: a file for what is printed, and "trained" for each run that was trained here. largest: bytes that a file may
     have, after which the system refuses to write.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it puts in the background ignore it
     trainers.CHECKPOINT_SECONDS = every
     if output is not None:
         sys.stdout = sys.stderr = output.open("w", buffering=1)
