@@ -1,5 +1,8 @@
 import functools
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -10,6 +13,22 @@ from PIL import Image
 from replication import Run, finished, measure, records  # first: it declares ops that torchvision may miss
 
 matplotlib.use("agg")
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def committed(tmp_path):
+    """A folder with README.md and results/ as they are in git, without what was run here; all there is without git."""
+    if (ROOT / ".git").exists():
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "results", "README.md"], cwd=ROOT, capture_output=True, check=True
+        )
+        command = ["git", "checkout-index", f"--prefix={tmp_path}/", "-z", "--stdin"]
+        subprocess.run(command, cwd=ROOT, input=listed.stdout, check=True)
+    else:
+        shutil.copytree(ROOT / "results", tmp_path / "results", ignore=shutil.ignore_patterns("*.pt", "damaged"))
+        shutil.copy(ROOT / "README.md", tmp_path)
+    return tmp_path
 
 
 def write_images(folder, classes=("cat", "dog"), train=6, test=3, side=8, seed=0):

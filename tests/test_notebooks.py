@@ -65,25 +65,22 @@ def test_notebooks_run_by_papermill_and_leave_tables_and_figures(name, tmp_path)
     assert sum("image/png" in output.get("data", {}) for output in shown) == len(FIGURES[name])
 
 
-def test_one_command_makes_tables_and_readme_again_from_the_committed_records_alone(tmp_path):
+def test_one_command_makes_tables_and_readme_again_from_the_committed_records_alone(committed):
     """Nothing can be trained here: there are no images. Figures depend on the version of matplotlib."""
-    large = shutil.ignore_patterns("*.pt", "*.part", ".locks", "damaged", "__pycache__")
-    for name in ("notebooks", "replication", "results"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=large)
-    shutil.copy(ROOT / "README.md", tmp_path)
-    kept = [path for path in (tmp_path / "results").rglob("*") if path.suffix in (".csv", ".md", ".json", ".txt")]
-    before = {path: path.read_bytes() for path in [*kept, tmp_path / "README.md"]}
+    for name in ("notebooks", "replication"):
+        shutil.copytree(ROOT / name, committed / name, ignore=shutil.ignore_patterns("__pycache__"))
+    kept = [path for path in (committed / "results").rglob("*") if path.suffix in (".csv", ".md", ".json", ".txt")]
+    before = {path: path.read_bytes() for path in [*kept, committed / "README.md"]}
     before = {path: content for path, content in before.items() if path.parent.parent.name != "runs"}
-    script = tmp_path / "results" / "regenerate.sh"
-    with_python = os.environ | {"PYTHON": sys.executable}
-    done = subprocess.run(["bash", script], cwd=tmp_path, env=with_python, capture_output=True, text=True, check=False)
+    script, readme = ((committed / name).read_text() for name in ("results/regenerate.sh", "README.md"))
+    command, with_python = ["bash", "results/regenerate.sh"], os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(command, cwd=committed, env=with_python, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Training" not in done.stderr
-    named = re.findall(r"^ *notebook (\w+)", script.read_text(), flags=re.M)
-    given = re.findall(r"^ *notebook .*?\"({.*?})\"", script.read_text(), flags=re.M)
-    assert [each for each in given if f"`{each}`" not in (ROOT / "README.md").read_text()] == []
-    places = {path.relative_to(tmp_path).parts[1] for path in before if path.name != "README.md"}
-    assert places == {*named, "8_speed"}  # that measures a machine
+    given = re.findall(r"^ *notebook .*?\"({.*?})\"", script, flags=re.M)
+    assert [each for each in given if f"`{each}`" not in readme] == []
+    places = {path.relative_to(committed).parts[1] for path in before if path.name != "README.md"}
+    assert places == {*re.findall(r"^ *notebook (\w+)", script, flags=re.M), "8_speed"}  # that measures a machine
     assert [str(path) for path, content in before.items() if path.read_bytes() != content] == []
 
 

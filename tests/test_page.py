@@ -1,13 +1,10 @@
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 from replication import page, paper, report
-
-ROOT = Path(__file__).parent.parent
 
 
 class Page(HTMLParser):
@@ -104,9 +101,9 @@ def test_the_table_of_verdicts_has_the_papers_conditions_first(records):
     assert shown.iloc[12].tolist() == [13, "not attempted", "–", "–"]
 
 
-def test_the_readme_holds_results_and_scorecard_of_the_committed_records():
-    records, evaluations = page.everything(ROOT / "results")
-    text = (ROOT / "README.md").read_text()
+def test_the_readme_holds_results_and_scorecard_of_the_committed_records(committed):
+    records, evaluations = page.everything(committed / "results")
+    text = (committed / "README.md").read_text()
     for name, content in page.for_readme(report.scorecard(records, evaluations), records).items():
         block = text.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
         assert block.strip() == content, "run 7_scorecard with readme: True"
@@ -134,12 +131,12 @@ def test_the_readme_is_updated_between_its_marks(records, tmp_path):
     assert path.read_text() == "<!-- results --><!-- /results -->\nno place\n"
 
 
-def test_the_committed_scorecard_is_that_of_the_committed_records(tmp_path):
-    records, evaluations = page.everything(ROOT / "results")
-    page.save(report.scorecard(records, evaluations), records, tmp_path / "results" / "7_scorecard")
-    for name in ("scorecard.json", "table.csv"):
-        committed = ROOT / "results" / "7_scorecard" / name
-        assert (tmp_path / "results" / "7_scorecard" / name).read_bytes() == committed.read_bytes()
+def test_the_committed_scorecard_is_that_of_the_committed_records(committed):
+    records, evaluations = page.everything(committed / "results")
+    names = [committed / "results" / "7_scorecard" / name for name in ("scorecard.json", "table.csv")]
+    before = [path.read_bytes() for path in names]
+    page.save(report.scorecard(records, evaluations), records, committed / "results" / "7_scorecard")
+    assert [path.read_bytes() for path in names] == before
 
 
 def test_deviations_come_from_the_readme():
