@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from replication import files, photographs
+from replication import cifar, files, photographs
 from replication.images import (
     READING_ERRORS,
     VERSION,
@@ -160,7 +160,8 @@ def load(name, root="data", progress=True):
     """The data set of that name: ``digits``, ``cifar10``, ``cifar100`` or a folder of images.
 
     A folder is laid out as ``<root>/<name>/{train,test}/<class>/*``, all images of one size.
-    CIFAR is downloaded into ``root`` on first use; a folder is decoded once and cached in ``<root>/.cache``.
+    CIFAR is read in any of its official forms (``cifar.FORMS``), and downloaded into ``root`` if there is none; a
+    folder is decoded once and cached in ``<root>/.cache``.
     A name that begins with ``imagenet`` is that of a folder ``{train,val}/<wnid>/*`` of photographs, in torchvision's
     layout of ImageNet; they stay in their files. ``imagenet-rehearsal`` is a small one, made on first use.
     Raises TypeError or ValueError naming what is wrong with the name or the files and what to do.
@@ -169,8 +170,9 @@ def load(name, root="data", progress=True):
     check_name(name)
     if name == "digits":
         return _digits()
-    if name in ("cifar10", "cifar100"):
-        return _cifar(name, root)
+    if name in cifar.FORMS:
+        classes, *parts = cifar.load(name, root)
+        return Dataset(name, classes, *(Images(*part) for part in parts))
     if name == "imagenet-rehearsal" and not (root / name).is_dir():
         photographs.make_rehearsal(root / name)
     if not (root / name).is_dir():
@@ -180,8 +182,10 @@ def load(name, root="data", progress=True):
 
 def present(name, root="data"):
     """Whether a data set is here, so that ``load`` would download and make nothing."""
-    folder = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}.get(name, name)
-    return name == "digits" or (Path(root) / folder).is_dir()
+    root = Path(root)
+    if name in cifar.FORMS:
+        return cifar.find(name, root) is not None
+    return name == "digits" or (root / name).is_dir()
 
 
 def check_name(name):
@@ -218,27 +222,6 @@ def _digits():
     labels = digits.target.astype(np.int64)
     names = tuple(str(name) for name in digits.target_names)
     return Dataset("digits", names, Images(pixels[train], labels[train]), Images(pixels[test], labels[test]))
-
-
-def _cifar(name, root):
-    from torchvision import datasets  # a second to import: only where it is needed
-
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    try:  # torchvision compares the files' checksums before it reads them
-        train, test = (kind(root, train=part) for part in (True, False))
-    except RuntimeError:
-        if present(name, root):
-            print(f"{name} in {root} is damaged or not complete: it is unpacked or downloaded again")
-        try:
-            with files.locked(root / ".cache" / f"{name}.lock", f"{name} is being downloaded"):
-                train, test = (kind(root, train=part, download=True) for part in (True, False))
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"dataset {name!r} is not in {root} and could not be downloaded ({error}): download {kind.url} "
-                f"by other means and put it into {root}, or choose 'digits' or a folder of images"
-            ) from error
-    parts = [Images(part.data, np.array(part.targets, dtype=np.int64)) for part in (train, test)]
-    return Dataset(name, tuple(train.classes), *parts)
 
 
 def _folder(name, root, progress):

@@ -1,8 +1,10 @@
 import hashlib
 import http.server
 import io
+import itertools
 import os
 import pickle
+import shutil
 import tarfile
 import threading
 import time
@@ -14,7 +16,7 @@ import torch
 from conftest import write_images
 from PIL import Image
 
-from replication import data, files
+from replication import cifar, data, files
 
 
 def test_digits_are_scikit_learns_in_two_disjoint_parts():
@@ -171,35 +173,159 @@ def test_unsafe_names_are_refused(name, pets):
         data.load(name, pets)
 
 
+def write_cifar(name, root, monkeypatch):
+    """Small files of both versions of a CIFAR data set with the same images: their pixels as stored, and their labels.
+
+    The checksums are those of these files; the real ones cannot be had here.
+    """
+    generator, forms = np.random.default_rng(0), []
+    parts = len(cifar.FORMS[name][0].checksums)
+    stored = generator.integers(0, 256, (parts, 2, 3072), dtype=np.uint8)
+    fine, coarse = generator.integers(0, 10, (2, parts, 2), dtype=np.uint8)
+    for form in cifar.FORMS[name]:
+        folder, sums = root / form.folder, {}
+        folder.mkdir(parents=True)
+        for part, file in enumerate(form.checksums):
+            if form.algorithm == "md5":
+                key = "fine_labels" if name == "cifar100" else "labels"
+                content = pickle.dumps({"data": stored[part], key: fine[part].tolist()})
+            else:
+                before = [coarse[part], fine[part]] if name == "cifar100" else [fine[part]]
+                content = np.column_stack([*before, stored[part]]).tobytes()
+            (folder / file).write_bytes(content)
+            sums[file] = hashlib.new(form.algorithm, content).hexdigest()
+        forms.append(form._replace(checksums=sums))
+    monkeypatch.setitem(cifar.FORMS, name, tuple(forms))
+    return stored, fine
+
+
+def pack(root, form):
+    """Replace the folder of a form by its archive."""
+    with tarfile.open(root / form.archive, "w:gz") as archive:
+        archive.add(root / form.folder, form.folder)
+    shutil.rmtree(root / form.folder)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No download succeeds, and the ones that were tried are listed."""
+    from torchvision import datasets
+
+    asked = []
+
+    def refuse(*arguments):
+        asked.append(arguments)
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets.utils, "download_url", refuse)
+    return asked
+
+
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_is_read_from_torchvisions_files(name, tmp_path, monkeypatch):
-    """The real files cannot be had here: small ones in their format, without the check of their MD5 sums."""
+def test_cifar_is_the_same_in_every_official_form(name, tmp_path, monkeypatch, offline):
+    stored, labels = write_cifar(name, tmp_path / "whole", monkeypatch)
+    fingerprints = set()
+    for number, archived in itertools.product((0, 1), (False, True)):
+        form, root = cifar.FORMS[name][number], tmp_path / f"{number}{archived}"
+        shutil.copytree(tmp_path / "whole" / form.folder, root / form.folder)
+        if archived:
+            pack(root, form)
+        assert data.present(name, root)
+        before = sorted(root.rglob("*"))
+        dataset = data.load(name, root)
+        assert sorted(root.rglob("*")) == before  # nothing is unpacked, nothing written
+        fingerprints.add(dataset.fingerprint)
+        # A row of a file is 1024 red, 1024 green and 1024 blue values, each row by row.
+        train = stored[:-1].reshape(-1, 3072)
+        for image, row in zip(dataset.train.pixels, train, strict=True):
+            for channel in range(3):
+                assert np.array_equal(image[..., channel].ravel(), row[1024 * channel : 1024 * (channel + 1)])
+        assert dataset.train.labels.tolist() == labels[:-1].ravel().tolist()
+        assert dataset.test.labels.tolist() == labels[-1].tolist()
+    assert len(fingerprints) == 1
+    assert not offline
+
+
+def test_cifars_classes_are_in_the_order_of_their_labels():
+    ten, hundred = (cifar.CLASSES[name].split() for name in ("cifar10", "cifar100"))
+    assert ten == ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    assert len(set(hundred)) == 100
+    assert hundred == sorted(hundred)
+
+
+def test_cifars_checksums_are_those_torchvision_knows():
     from torchvision import datasets
 
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    monkeypatch.setattr(kind, "_check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    folder = tmp_path / kind.base_folder
-    folder.mkdir()
-    generator, labels, rows = np.random.default_rng(0), "fine_labels" if name == "cifar100" else "labels", []
-    for file, _ in kind.train_list + kind.test_list:
-        rows.append(generator.integers(0, 256, (2, 3072), dtype=np.uint8))
-        (folder / file).write_bytes(pickle.dumps({"data": rows[-1], labels: [1, 0]}))
-    names = {"label_names": ["cat", "dog"], "fine_label_names": ["cat", "dog"]}
-    (folder / kind.meta["filename"]).write_bytes(pickle.dumps(names))
-    dataset = data.load(name, tmp_path)
-    assert dataset.classes == ("cat", "dog")
-    assert dataset.test.labels.tolist() == [1, 0]
-    # A row of the file is 1024 red, 1024 green and 1024 blue values, each row by row.
-    assert np.array_equal(dataset.train.pixels[0, :, :, 1].ravel(), rows[0][0, 1024:2048])
+    for name, kind in (("cifar10", datasets.CIFAR10), ("cifar100", datasets.CIFAR100)):
+        form = cifar.FORMS[name][0]
+        assert [*form.checksums.items()] == [tuple(each) for each in kind.train_list + kind.test_list]
+        assert (form.folder, form.archive) == (kind.base_folder, kind.filename)
 
 
-def test_cifar_that_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
-    from torchvision import datasets
+def damage_content(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-7] + bytes([content[-7] ^ 1]) + content[-6:])
 
-    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
-    with pytest.raises(ValueError, match=r"could not be downloaded .*download http://127.0.0.1:9/.* and put it into"):
+
+def damage_length(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def damage_by_removal(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("archived", [False, True])
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (damage_content, "is not as published: its [0-9,]+ bytes have the (MD5|SHA-1) sum [0-9a-f]+, not [0-9a-f]+"),
+        (damage_length, "is not as published: its 1,000 bytes have"),
+        (damage_by_removal, "is missing"),
+    ],
+)
+def test_a_cifar_file_that_differs_is_named(name, number, archived, damage, words, tmp_path, monkeypatch, offline):
+    write_cifar(name, tmp_path / "whole", monkeypatch)
+    form, root = cifar.FORMS[name][number], tmp_path / "data"
+    place = root / (form.archive if archived else form.folder)
+    shutil.copytree(tmp_path / "whole" / form.folder, root / form.folder)
+    file = list(form.checksums)[-2]
+    damage(root / form.folder / file)
+    if archived:
+        pack(root, form)
+    before = sorted(root.rglob("*"))
+    with pytest.raises(ValueError, match=f"{place}/{file} {words}") as raised:
+        data.load(name, root)
+    assert f"Put the published file there, or remove {place}: then another form" in str(raised.value)
+    assert sorted(root.rglob("*")) == before
+    assert not offline
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("spoil", [damage_length, lambda path: path.write_text("<html>not found</html>")])
+def test_an_archive_that_is_cut_off_or_something_else_is_named(number, spoil, tmp_path, monkeypatch, offline):
+    write_cifar("cifar10", tmp_path, monkeypatch)
+    for form in cifar.FORMS["cifar10"]:
+        pack(tmp_path, form)
+    form = cifar.FORMS["cifar10"][number]
+    spoil(tmp_path / form.archive)
+    (tmp_path / cifar.FORMS["cifar10"][1 - number].archive).unlink()
+    with pytest.raises(ValueError, match=f"{tmp_path / form.archive} is damaged or not complete .*published archive"):
         data.load("cifar10", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [form.archive]
+    assert not offline
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_that_cannot_be_downloaded_says_where_to_put_which_forms(name, tmp_path, offline):
+    with pytest.raises(ValueError, match=r"could not be downloaded \(no network\): put one of its official") as raised:
+        data.load(name, tmp_path)
+    forms = cifar.FORMS[name]
+    assert all(part in str(raised.value) for form in forms for part in (form.folder, form.archive, str(tmp_path)))
+    assert len(offline) == 1
+    assert not data.present(name, tmp_path)
 
 
 @pytest.fixture
@@ -208,21 +334,10 @@ def server(tmp_path, monkeypatch):
     from torchvision import datasets
 
     source, asked, kind = tmp_path / "source", [], datasets.CIFAR10
-    folder = source / kind.base_folder
-    folder.mkdir(parents=True)
-
-    def put(name, values):
-        (folder / name).write_bytes(pickle.dumps(values))
-        return name, hashlib.md5((folder / name).read_bytes()).hexdigest()
-
-    images = {"data": np.zeros((2, 3072), np.uint8), "labels": [1, 0]}
-    for part in ("train_list", "test_list"):
-        monkeypatch.setattr(kind, part, [put(name, images) for name, _ in getattr(kind, part)])
-    _, found = put(kind.meta["filename"], {"label_names": ["cat", "dog"]})
-    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": found})
-    with tarfile.open(source / kind.filename, "w:gz") as archive:
-        archive.add(folder, kind.base_folder)
-    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5((source / kind.filename).read_bytes()).hexdigest())
+    write_cifar("cifar10", source, monkeypatch)
+    form = cifar.FORMS["cifar10"][0]
+    pack(source, form)
+    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5((source / form.archive).read_bytes()).hexdigest())
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *arguments):
@@ -245,22 +360,27 @@ def server(tmp_path, monkeypatch):
         thread.join()
 
 
-def test_of_two_that_want_cifar_one_downloads_it_and_a_damaged_copy_is_replaced(server, tmp_path, capsys):
+def test_of_two_that_want_cifar_one_downloads_it(server, tmp_path, capsys):
     root = tmp_path / "data"
+    (root / ".cache").mkdir(parents=True)
+    (root / ".cache" / "cifar-10-python.tar.gz").write_bytes(b"half of it")  # left by a download that was killed
     with ThreadPoolExecutor(2) as executor:
         one, other = executor.map(data.load, ["cifar10"] * 2, [root] * 2)
     assert one.fingerprint == other.fingerprint
     assert len(server) == 2  # torchvision asks for where it is, then for it
     assert "cifar10 is being downloaded by process" in capsys.readouterr().out
-    path = root / "cifar-10-batches-py" / "data_batch_2"
-    content = path.read_bytes()
-    path.write_bytes(content[:-7] + b"x" + content[-6:])
     assert data.load("cifar10", root).fingerprint == one.fingerprint
-    assert (
-        f"cifar10 in {root} is damaged or not complete: it is unpacked or downloaded again" in capsys.readouterr().out
-    )
-    assert path.read_bytes() == content
-    assert len(server) == 2  # unpacked from the archive that is there
+    assert len(server) == 2
+    assert sorted(path.name for path in root.iterdir()) == [".cache", "cifar-10-python.tar.gz"]
+
+
+def test_a_download_that_arrives_damaged_is_not_kept(server, tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", "0" * 32)
+    with pytest.raises(ValueError, match=r"could not be downloaded .*corrupted"):
+        data.load("cifar10", tmp_path / "data")
+    assert not data.present("cifar10", tmp_path / "data")
 
 
 def crop_by_hand(image, padding, row, column, mirrored, mean):
