@@ -347,9 +347,10 @@ class _Training:
             dist.barrier()
 
     def _due(self):
-        """Whether a row is recorded now: during a warm-up after whole windows, since their errors end it."""
+        """Whether a row is recorded now: during a warm-up after whole epochs, since their errors end it."""
         if self.recipe.warming(self.history) and self.iteration < self.recipe.iterations:
-            return self.iteration % self.recipe.warmup.window == 0
+            epoch = math.ceil(len(self.dataset.train.labels) / self.recipe.batch)
+            return self.iteration % epoch == 0
         return self.iteration in self.points
 
     def _train(self):

@@ -70,15 +70,15 @@ def test_scaling_by_one_changes_nothing():
     assert all(recipe.scaled(1.0) == recipe for recipe in RECIPES.values())
 
 
-def test_the_warm_up_lasts_until_the_error_of_a_window_is_below_80():
+def test_the_warm_up_lasts_until_the_error_of_an_epoch_is_below_80():
     recipe = RECIPES["cifar"].for_depth(110)
     assert recipe.learning_rate(0) == 0.01
-    assert recipe.learning_rate(300, rows(90.0, 85.0, 80.0)) == 0.01
-    assert recipe.learning_rate(400, rows(90.0, 85.0, 80.0, 79.9)) == 0.1
+    assert recipe.learning_rate(1173, rows(90.0, 85.0, 80.0, every=391)) == 0.01
+    assert recipe.learning_rate(1564, rows(90.0, 85.0, 80.0, 79.9, every=391)) == 0.1
     # Once over it is over, whatever the error does at the high rate.
-    assert recipe.learning_rate(500, rows(90.0, 85.0, 80.0, 79.9, 88.0)) == 0.1
-    assert recipe.learning_rate(32_000, rows(90.0, 79.0)) == 0.01
-    assert recipe.learning_rate(48_000, rows(90.0, 79.0)) == 0.001
+    assert recipe.learning_rate(1955, rows(90.0, 85.0, 80.0, 79.9, 88.0, every=391)) == 0.1
+    assert recipe.learning_rate(32_000, rows(90.0, 79.0, every=391)) == 0.01
+    assert recipe.learning_rate(48_000, rows(90.0, 79.0, every=391)) == 0.001
 
 
 @pytest.mark.parametrize(("depth", "rate"), [(20, 0.1), (56, 0.1), (110, 0.01), (1202, 0.01)])
@@ -88,7 +88,7 @@ def test_only_nets_of_110_layers_and_more_are_warmed_up(depth, rate):
 
 def test_the_warm_up_does_not_scale():
     warmup = RECIPES["cifar"].scaled(0.01).warmup
-    assert [getattr(warmup, field.name) for field in fields(warmup)] == [0.01, 80, 100, 110]
+    assert [getattr(warmup, field.name) for field in fields(warmup)] == [0.01, 80, 110]
 
 
 @pytest.mark.parametrize(

@@ -239,13 +239,17 @@ def test_the_plateau_is_that_of_the_history(tmp_path):
     assert_rates_follow_from_the_rows_before(record)
 
 
-def test_a_warm_up_is_recorded_in_whole_windows(tmp_path):
+@pytest.mark.parametrize(
+    ("holdout", "epoch"),
+    [(0, 12), (300, 9)],  # 1,437 images, or 1,137 of them, in batches of 128
+)
+def test_a_warm_up_is_recorded_in_whole_epochs(holdout, epoch, tmp_path):
     """Rows of single batches would end it far too early: one of the first often has an error below 80 % by chance."""
-    record = trainers.train(Run("resnet-110", schedule=0.055), tmp_path)  # 60 iterations, windows of 20
+    record = trainers.train(Run("resnet-110", schedule=0.055, holdout=holdout), tmp_path)  # 60 iterations
     history = record.history
     warm = history[history["lr"].cummax() < 0.05]
-    assert warm["iteration"].iloc[0] == 20
-    assert (warm["iteration"] % 20 == 0).all()
+    assert warm["iteration"].iloc[0] == epoch
+    assert (warm["iteration"] % epoch == 0).all()
     assert (warm["train_error"].iloc[:-1] >= 80).all()
     assert history["iteration"].iloc[-1] == 60
     assert history["test_error"].notna().iloc[-1]
