@@ -119,13 +119,20 @@ def test_other_data_are_judged_separately(make_all):
     assert row["conditions"].nunique() == row["place"].nunique() == 3
 
 
+def test_other_pixels_named_cifar10_are_not_the_papers(make_all):
+    records = make_all(GOOD, fingerprint="f68bb3dbbcc1")
+    row = judged(records, 1)
+    assert row["as_paper"].tolist() == [True, False]
+    assert row["verdict"].tolist() == ["not attempted", "reproduced"]
+
+
 def test_conditions_have_names_of_their_own(make_all, tmp_path):
     nets = {"plain-20": (2, 9), "plain-56": (8, 13)}
     records = make_all(nets, seeds=[0]) + make_all(nets, seeds=[0], group=64) + make_all(nets, seeds=[1])
     records[-2:] = [replace(record, fingerprint="another") for record in records[-2:]]  # of images of the same name
     row = judged(records, 1)
     full = "cifar10, recipe cifar, 64,000 iterations, float32"
-    names = [f"{full}, images f", f"{full}, groups of 64", f"{full}, images another"]
+    names = [f"{full}, images f68bb3dbbcc0", f"{full}, groups of 64", f"{full}, images another"]
     assert row["conditions"].tolist() == row["place"].tolist() == names
     assert row["nets"].map(lambda counts: set(counts.values()) == {1}).all()
 
