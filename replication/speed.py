@@ -22,10 +22,12 @@ TEST_IMAGES = {"cifar10": 10_000, "imagenet": 50_000}
 BATCH = 128  # of the paper, and of the common loop
 WARM_UP = 3  # iterations that do not count
 COMPARED = ["net", "dataset", "iterations", "error", "seeds", *PRECISIONS, "difference", "low", "high"]
+RATIOS = ("ratio", "over_float32")
 WORDS = {
     "common": "common loop, images/s",
     "ours": "ours, images/s",
     "ratio": "ours / common loop",
+    "over_float32": "ours / ours in float32",
     "limit": "limit of the matrix product, images/s",
     "of_limit": "ours / limit",
     "apart": "a thread each, images/s",
@@ -96,8 +98,9 @@ def matrix_product(precision, repeats=10):
 def compare(nets, rounds=5, iterations=20, precisions=("float32", "bfloat16"), workers=None):
     """Our training against the common loop, alternating: a row for each net, precision and round.
 
-    Columns: net, precision, round; common, ours: images per second; ratio; limit: the images per second that the matrix
-    product of this precision would allow if it were all there is to a step.
+    Columns: net, precision, round; common, ours: images per second; ratio; over_float32: ours over ours in float32,
+    below 1 where a processor emulates bfloat16; limit: the images per second that the matrix product of this precision
+    would allow if it were all there is to a step.
     Each side runs in a process of its own, ours as a run is trained, the other as a user would start it; one waits
     while the other is timed. Compiling is not timed.
     Raises ValueError for no round or no iteration.
@@ -115,10 +118,14 @@ def compare(nets, rounds=5, iterations=20, precisions=("float32", "bfloat16"), w
             operations = 6 * trainers.cost(run, SIZE) / BATCH  # a multiply-add is two, the way back twice the way there
             for number in range(rounds):
                 common = theirs.submit(common_loop, net, iterations, workers).result()
-                for precision, run in runs.items():
-                    speed = BATCH / ours.submit(forecasts.iteration_seconds, run, SIZE, iterations).result()
+                speeds = {
+                    precision: BATCH / ours.submit(forecasts.iteration_seconds, run, SIZE, iterations).result()
+                    for precision, run in runs.items()
+                }
+                for precision, speed in speeds.items():
                     row = {"net": net, "precision": precision, "round": number, "common": common, "ours": speed}
-                    rows.append(row | {"ratio": speed / common, "limit": limits[precision] / operations})
+                    row |= {"ratio": speed / common, "over_float32": speed / speeds.get("float32", float("nan"))}
+                    rows.append(row | {"limit": limits[precision] / operations})
     return pd.DataFrame(rows)
 
 
@@ -127,7 +134,7 @@ def summarized(rounds):
     rows = []
     for (net, precision), group in rounds.groupby(["net", "precision"], sort=False):
         row = {"net": net, "precision": precision, "rounds": len(group)}
-        for name in ("common", "ours", "ratio"):
+        for name in ("common", "ours", *RATIOS):
             row |= {name: group[name].median(), f"{name}_min": group[name].min(), f"{name}_max": group[name].max()}
         limit = group["limit"].iloc[0]
         rows.append(row | {"limit": limit, "of_limit": row["ours"] / limit})
@@ -270,7 +277,7 @@ def readable(table):
             continue
         values = table[name]
         if f"{name}_min" in table:
-            digits = 2 if name == "ratio" else 0
+            digits = 2 if name in RATIOS else 0
             ends = zip(values, table[f"{name}_min"], table[f"{name}_max"], strict=True)
             shown[WORDS[name]] = [f"{a:,.{digits}f} ({b:,.{digits}f} to {c:,.{digits}f})" for a, b, c in ends]
         elif name == "difference":

@@ -14,6 +14,7 @@ def test_rounds_are_told_by_their_median_and_ends():
             "common": [100.0, 90, 200],
             "ours": [300.0, 180, 800],
             "ratio": [3.0, 2, 4],
+            "over_float32": [1.0, 0.25, 3],
             "limit": [1000.0] * 3,
         }
     )
@@ -22,6 +23,7 @@ def test_rounds_are_told_by_their_median_and_ends():
     assert (row["ratio_min"], row["ratio_max"], row["of_limit"]) == (2, 4, 0.3)
     shown = speed.readable(speed.summarized(rounds))
     assert shown["ours / common loop"].tolist() == ["3.00 (2.00 to 4.00)"]
+    assert shown["ours / ours in float32"].tolist() == ["1.00 (0.25 to 3.00)"]
     assert shown["common loop, images/s"].tolist() == ["100 (90 to 200)"]
     assert shown["ours / limit"].tolist() == ["30 %"]
 
