@@ -4,7 +4,7 @@ import argparse
 import sys
 from dataclasses import fields
 
-from replication import Run, trainers
+from replication import Run, steps, trainers
 
 
 def main():
@@ -27,6 +27,7 @@ def main():
         run = Run(**values)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
+    steps.keep_memory()
     try:
         record = trainers.train(run, results, data, progress=True)
     except KeyboardInterrupt:

@@ -36,6 +36,19 @@ def keep_memory():
         mallopt(option, value)
 
 
+def emulates_bfloat16(cpuinfo=Path("/proc/cpuinfo")):
+    """Whether training in bfloat16 is emulated, and slower than in float32: on x86 processors without instructions.
+
+    Other processors do not say so, and a GPU has them.
+    """
+    try:
+        lines = [] if torch.cuda.is_available() else cpuinfo.read_text().splitlines()
+    except OSError:  # not Linux
+        return False
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), None)
+    return flags is not None and not {"avx512_bf16", "amx_bf16"} & set(flags)
+
+
 def can_compile():
     """Whether this machine has what ``torch.compile`` needs, and it is not disabled by ``TORCH_COMPILE_DISABLE=1``."""
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1" or not sys.platform.startswith("linux"):

@@ -73,6 +73,8 @@ def run_all(runs, results="results", data="data", executor=None, processes=1, we
     done = {run: records.usable(run, results, alone=False) for run in runs}
     _check_data([record for record in done.values() if record is not None], here)
     missing = [run for run, record in done.items() if record is None]
+    if not on_cluster:
+        trainers.warn_of_precision(missing)
     try:
         if missing and on_cluster:
             with clusters.connected(executor) as cluster:

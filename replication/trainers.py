@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from replication import data as datasets
 from replication import evaluate, files, measure, records, runs, steps
-from replication.images import cores
+from replication.images import cores, progress_bar
 from replication.processes import Group, launch, members
 
 RECORDINGS = 100  # rows of a full history
@@ -92,7 +92,7 @@ def train(run, results="results", data="data", processes=1, progress=False):
     batch, each on a device of its own; if one dies, all are started again from the checkpoint. Called by torchrun, this
     is one of its processes; several machines must see the same ``results``. Returns the run's ``Record``. In one
     process, one run is trained at a time, whatever threads call this; if another process trains this run, its record is
-    waited for. ``progress``: show bars while data is prepared.
+    waited for. ``progress``: show bars while data is prepared and while this process trains, of several the first.
 
     A run whose loss is no longer finite ends there, and its record says so. An interrupt in a single process leaves a
     checkpoint before KeyboardInterrupt is raised; one more does not wait for it. Of two checkpoints, the last and the
@@ -111,14 +111,14 @@ def train(run, results="results", data="data", processes=1, progress=False):
         return record
     dataset = None if record else _loaded(run, data, progress)
     if together:  # what one of the processes has seen by now another may not have
-        _train_together(run, results, data, dataset)
+        _train_together(run, results, data, dataset, progress)
         return records.finished(run, results)
     with records.locked(run, results):
         if records.finished(run, results) is None:
             if processes > 1:
                 launch(_train_launched, (run, results, data), processes, run.id)
             else:
-                _train(run, results, dataset, Group())
+                _train(run, results, dataset, Group(), progress)
     return records.finished(run, results)
 
 
@@ -137,7 +137,7 @@ def _train_launched(run, results, data):
         _train(run, results, dataset, group)
 
 
-def _train_together(run, results, data, dataset):
+def _train_together(run, results, data, dataset, progress):
     """Train as one of the processes that torchrun started; the first one's word counts for all."""
     with members() as group:
         lock, told = None, False
@@ -153,13 +153,13 @@ def _train_together(run, results, data, dataset):
             finished = records.usable(run, results, alone=False) if group.rank == 0 else None
             if group.gather(finished is not None)[0]:
                 return
-            _train(run, results, dataset or _loaded(run, data), group)
+            _train(run, results, dataset or _loaded(run, data), group, progress)
         finally:
             if lock is not None:
                 lock.release()
 
 
-def _train(run, results, dataset, group):
+def _train(run, results, dataset, group, progress=False):
     folder = run.folder(results)
     if group.rank == 0:
         records.set_aside(run, results)
@@ -167,7 +167,7 @@ def _train(run, results, dataset, group):
     if group.rank == 0:
         files.remove_parts(folder)
     with computing(run, dataset.size, group.local_count):
-        _Training(run, dataset, folder, group).finish()
+        _Training(run, dataset, folder, group).finish(progress)
 
 
 def train_elsewhere(run, data="data", fingerprint=None, weights=False):
@@ -177,6 +177,7 @@ def train_elsewhere(run, data="data", fingerprint=None, weights=False):
     Raises as ``train`` does, and ValueError for other images than those of the fingerprint.
     """
     steps.keep_memory()
+    warn_of_precision([run])
     if fingerprint not in (None, datasets.load(run.dataset, data, progress=False).fingerprint):
         raise ValueError(
             f"{run.dataset!r} in {Path(data).absolute()} on {platform.node()} holds other images than are here: "
@@ -185,6 +186,16 @@ def train_elsewhere(run, data="data", fingerprint=None, weights=False):
     with tempfile.TemporaryDirectory(prefix="replication-") as results:
         folder = train(run, results, data).folder
         return {path.name: path.read_bytes() for path in folder.iterdir() if weights or path.suffix != ".pt"}
+
+
+def warn_of_precision(runs):
+    """Say in a line, before they are trained, if this processor is slower in the precision of some of these runs."""
+    if any(run.precision == "bfloat16" for run in runs) and steps.emulates_bfloat16():
+        print(
+            "This processor has no instructions for bfloat16 (avx512_bf16 or amx_bf16): it is emulated, about three "
+            'times slower than float32. Choose precision "float32".',
+            flush=True,
+        )
 
 
 def check_processes(run, processes):
@@ -251,6 +262,15 @@ def _stoppable():
             STOP.clear()
 
 
+def _current_errors(history):
+    """The last errors of a history in words: "training 51.0 %, test 36.3 %"."""
+    words = []
+    for part, name in (("training", "train_error"), ("test", "test_error")):
+        measured = [row[name] for row in history if row[name] is not None]
+        words += [f"{part} {measured[-1]:.1f} %"] if measured else []
+    return ", ".join(words)
+
+
 class _Training:
     """A run on its way: the net, its optimizer, the history so far.
 
@@ -281,8 +301,16 @@ class _Training:
             self._check_alike()
         self.step.begin(self.dataset.size, self.compiled)
 
-    def finish(self):
-        """Train to the last iteration and write the record; the summary comes last, since it says that all is there."""
+    def finish(self, progress=False):
+        """Train to the last iteration and write the record; the summary comes last, since it says that all is there.
+
+        progress: whether the first process shows a bar of iterations and errors.
+        """
+        progress = progress and self.group.rank == 0
+        if progress:
+            warn_of_precision([self.run])
+            place = f"iterations {self.iteration:,} to {self.recipe.iterations:,}"
+            print(f"{self.run.id}: {place}, checkpoints and record in {self.folder}", flush=True)
         made = environment(self.device, self.group.count, self.compiled)
         self._compare(made)
         self._write("run.json", records.run_text(self.run, self.fingerprint))
@@ -290,8 +318,8 @@ class _Training:
         self._report_unreadable()
         self.started = self.saved = time.perf_counter()
         try:
-            with _stoppable() if self.group.count == 1 else contextlib.nullcontext():
-                self._iterate()
+            with _stoppable() if self.group.count == 1 else contextlib.nullcontext(), self._bar(progress) as bar:
+                self._iterate(bar)
                 stopped = STOP.is_set() and self.group.count == 1
             self._end()
             if stopped:  # in the last iteration
@@ -299,13 +327,19 @@ class _Training:
         finally:
             UNDER_WAY.clear()
 
-    def _iterate(self):
+    def _bar(self, progress):
+        return progress_bar(self.recipe.iterations, self.run.net, "iterations", not progress, self.iteration)
+
+    def _iterate(self, bar):
+        bar.set_postfix_str(_current_errors(self.history), refresh=False)
         while self.iteration < self.recipe.iterations and self.diverged is None:
             if STOP.is_set() and self.group.count == 1:  # of several processes none may end before the others
                 self._stop()
             self._train()
             if self._due():
                 self._record()
+                bar.set_postfix_str(_current_errors(self.history), refresh=False)
+            bar.update()
             if self.group.rank == 0 and time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
                 self._save()
 

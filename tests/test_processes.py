@@ -1,9 +1,14 @@
 """Batches in groups, and runs that several processes share by torch's own engine."""
 
+import contextlib
 import copy
+import os
+import pty
+import re
 import socket
 import subprocess
 import sys
+import termios
 from dataclasses import replace
 
 import pytest
@@ -138,6 +143,7 @@ def test_two_machines_complete_a_run_and_a_killed_process_changes_nothing(tmp_pa
     machines = [torchrun(*meeting, *options) for _ in range(2)]
     texts = [machine.communicate(timeout=240)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], texts
+    assert "".join(texts).count("resnet-8-C: 0 of 22 iterations") == 1  # the first process shows how far all are
     undisturbed = finished(KILLED, tmp_path / "two")
     assert undisturbed.environment["processes"] == 4
 
@@ -219,6 +225,8 @@ def test_the_command_line_trains_a_run(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "replication", "resnet-8", "--results", str(tmp_path)]
     done = subprocess.run([*command, "--schedule", "0.01"], capture_output=True, text=True, check=True)
     assert "resnet-8__digits__schedule-0.01__seed-0: test error" in done.stdout
+    assert "resnet-8__digits__schedule-0.01__seed-0: iterations 0 to 11, checkpoints and record in" in done.stdout
+    assert done.stderr == "resnet-8: 0 of 11 iterations, 00:00 gone, ? left\n"
     assert finished(Run("resnet-8", schedule=0.01), tmp_path).summary["iterations"] == 11
     cold = [*command[:5], "resnet-110", "--no-warmup", "--schedule", "0.001", "--results", str(tmp_path)]
     subprocess.run(cold, capture_output=True, check=True)
@@ -226,3 +234,21 @@ def test_the_command_line_trains_a_run(tmp_path):
     refused = subprocess.run([*command, "--group", "100"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "group 100: choose a number that divides the batch of 128" in refused.stderr
+
+
+def test_the_command_line_shows_a_bar_in_a_terminal(tmp_path):
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    command = [sys.executable, "-m", "replication", "resnet-110", "--schedule", "0.05", "--results", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+        os.close(theirs)
+        text = b""
+        with contextlib.suppress(OSError):  # Linux's way of telling that the other end was closed
+            while part := os.read(ours, 4096):
+                text += part
+    os.close(ours)
+    assert process.returncode == 0, text
+    states = [state for state in text.decode().split("\r") if state.startswith("resnet-110:")]
+    assert len(states) > 3
+    assert max(map(len, states)) <= 80
+    assert re.search(r" \d+/55 \[\d\d:\d\d<\d\d:\d\d, training \d+\.\d %, test \d+\.\d %\]", states[-1])

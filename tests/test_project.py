@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "report": {"files", "paper", "records", "verdicts"},
     "responses": {"comparisons", "records", "verdicts", "report"},
     "page": {"files", "paper", "records", "comparisons", "verdicts", "report", "responses"},
-    "__main__": {"runs", "trainers"},
+    "__main__": {"runs", "steps", "trainers"},
 }
 
 

@@ -226,6 +226,27 @@ def test_compiling_can_be_switched_off_and_needs_a_compiler(monkeypatch):
     assert not steps.can_compile()
 
 
+@pytest.mark.parametrize(
+    ("text", "emulated"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\n", True),
+        ("processor : 0\nflags\t\t: fpu avx512f avx512_bf16 fsrm\n", False),
+        ("processor : 0\nflags\t\t: fpu amx_bf16 amx_tile\n", False),
+        ("processor : 0\nFeatures\t: fp asimd bf16\n", False),  # ARM
+        ("", False),
+        (None, False),  # no Linux
+    ],
+)
+def test_a_processor_without_bfloat16_is_known_by_its_flags(text, emulated, tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    if text is not None:
+        cpuinfo.write_text(text)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert steps.emulates_bfloat16(cpuinfo) == emulated
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not steps.emulates_bfloat16(cpuinfo)
+
+
 def test_short_runs_say_that_they_were_not_compiled(tmp_path):
     record = trainers.train(Run("resnet-8", schedule=SCHEDULE), tmp_path)
     assert record.environment["compiled"] is False

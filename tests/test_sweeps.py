@@ -60,6 +60,21 @@ def test_one_failing_run_loses_no_other(tmp_path, here):
     assert len(run_all(runs, tmp_path, executor=here)) == 3
 
 
+def test_emulated_bfloat16_is_said_before_training(tmp_path, here, monkeypatch, capsys):
+    words = "no instructions for bfloat16 (avx512_bf16 or amx_bf16): it is emulated, about three times slower"
+    monkeypatch.setattr(trainers.steps, "emulates_bfloat16", lambda: True)
+    runs = grid(["resnet-8", "plain-8"], schedule=SCHEDULE, precision="bfloat16")
+    run_all([*runs, Run("resnet-8", schedule=SCHEDULE)], tmp_path, executor=here)
+    text = capsys.readouterr().out
+    assert text.count(words) == 1
+    assert text.index(words) < text.index("Training 3 runs")
+    run_all(runs, tmp_path)  # nothing is trained
+    run_all([Run("plain-8", schedule=SCHEDULE)], tmp_path, executor=here)
+    assert words not in capsys.readouterr().out
+    trainers.train(Run("resnet-14", schedule=SCHEDULE, precision="bfloat16"), tmp_path, progress=True)
+    assert capsys.readouterr().out.count(words) == 1  # on the command line
+
+
 def kill_workers_of(run, results, times):
     """Start a thread that kills all workers so many times, each time when the run has written rows anew."""
     history = run.folder(results) / "history.csv"

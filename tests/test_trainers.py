@@ -1,6 +1,7 @@
 import io
 import itertools
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from conftest import write_images
 from PIL import Image
 
-from replication import Run, data, evaluate, files, grid, models, recipes, run_all, trainers
+from replication import Run, data, evaluate, files, grid, images, models, recipes, run_all, trainers
 from replication import photographs as reading
 from replication.models import NetName
 
@@ -237,6 +238,20 @@ def test_the_plateau_is_that_of_the_history(tmp_path):
     record = trainers.train(run, tmp_path)
     assert record.history["lr"].nunique() > 1
     assert_rates_follow_from_the_rows_before(record)
+
+
+def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(images, "LINE_SECONDS", 0)  # a line for every iteration
+    run = Run("resnet-8", schedule=SCHEDULE)
+    record = trainers.train(run, tmp_path, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == record.summary["iterations"] + 1
+    assert all(re.match(r"resnet-8: \d+ of 22 iterations, \d\d:\d\d gone, .+ left", line) for line in lines)
+    before_last = record.history.iloc[:-1]
+    training, test = (before_last[name].dropna().iloc[-1] for name in ("train_error", "test_error"))
+    assert lines[-2].endswith(f", training {training:.1f} %, test {test:.1f} %")
+    trainers.train(replace(run, seed=1), tmp_path)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
