@@ -27,7 +27,7 @@ def main():
         run = Run(**values)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    steps.keep_memory()
+    steps.keep_memory()  # as the workers of run_all do
     try:
         record = trainers.train(run, results, data, progress=True)
     except KeyboardInterrupt:

@@ -132,15 +132,15 @@ def load(name, root):
     form, path = find(name, root)
     contents = _unpacked(path, form) if path.is_dir() else _archived(path, form)
     for file, expected in form.checksums.items():
-        if file not in contents:
-            raise _wrong(name, path, f"{path / file} is missing")
-        actual = hashlib.new(form.algorithm, contents[file], usedforsecurity=False).hexdigest()
+        content, place = contents.get(file), path / file if path.is_dir() else f"{form.folder}/{file} in {path}"
+        if content is None:
+            raise _wrong(path, f"{place} is missing")
+        actual = hashlib.new(form.algorithm, content, usedforsecurity=False).hexdigest()
         if actual != expected:
-            size, kind = len(contents[file]), {"md5": "MD5", "sha1": "SHA-1"}[form.algorithm]
+            kind = {"md5": "MD5", "sha1": "SHA-1"}[form.algorithm]
             raise _wrong(
-                name,
                 path,
-                f"{path / file} is not as published: its {size:,} bytes have the {kind} sum {actual}, not {expected}",
+                f"{place} is not as published: its {len(content):,} bytes have the {kind} sum {actual}, not {expected}",
             )
     *train, test = (form.decode(contents[file]) for file in form.checksums)
     return tuple(CLASSES[name].split()), _joined(train), _joined([test])
@@ -153,15 +153,23 @@ def _joined(decoded):
     return pixels, labels.astype(np.int64)
 
 
-def _wrong(name, path, words):
+def _wrong(path, words):
+    what = "the published file" if path.is_dir() else "the published archive"
     return ValueError(
-        f"{words}. Put the published file there, or remove {path}: then another form of {name} is read if it is here, "
-        "else downloaded"
+        f"{words}. Put {what} there, or remove {path}: then another official form is read, or one is downloaded"
     )
 
 
 def _unpacked(path, form):
-    return {file: files.read(path / file) for file in form.checksums if (path / file).exists()}
+    contents = {}
+    for file in form.checksums:
+        try:
+            contents[file] = (path / file).read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise _wrong(path, f"{path / file} cannot be read ({error.strerror})") from error
+    return contents
 
 
 def _archived(path, form):
@@ -174,10 +182,9 @@ def _archived(path, form):
                 if file is not None and member.isfile():
                     contents[file] = archive.extractfile(member).read()
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(
-            f"{path} is damaged or not complete ({type(error).__name__}: {error}). Put the published archive there, or "
-            "remove it"
-        ) from error
+        raise _wrong(path, f"{path} is damaged or not complete ({error})") from error
+    except OSError as error:
+        raise _wrong(path, f"{path} cannot be read ({error.strerror})") from error
     return contents
 
 

@@ -84,10 +84,10 @@ class _Lines(tqdm.std.tqdm):
 
     def __init__(self, **options):
         line = "{desc}: {n_fmt} of {total_fmt}{unit}, {elapsed} gone, {remaining} left{postfix}"
-        super().__init__(**options, mininterval=LINE_SECONDS, maxinterval=LINE_SECONDS, bar_format=line)
+        super().__init__(**options, mininterval=LINE_SECONDS, miniters=0, bar_format=line)
 
     def display(self, msg=None, pos=None):
-        if msg is None:  # else a bar would be wiped out
+        if msg is None:  # tqdm displays an empty text to wipe out a bar; lines stay
             self.fp.write(f"{self}\n")
             self.fp.flush()
 

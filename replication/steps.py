@@ -37,9 +37,9 @@ def keep_memory():
 
 
 def emulates_bfloat16(cpuinfo=Path("/proc/cpuinfo")):
-    """Whether training in bfloat16 is emulated, and slower than in float32: on x86 processors without instructions.
+    """Whether bfloat16 is slower than float32 here, since this x86 processor has no instructions for it.
 
-    Other processors do not say so, and a GPU has them.
+    False where that is not known: on other processors, and with a GPU.
     """
     try:
         lines = [] if torch.cuda.is_available() else cpuinfo.read_text().splitlines()

@@ -163,6 +163,10 @@ def _train(run, results, dataset, group, progress=False):
     folder = run.folder(results)
     if group.rank == 0:
         records.set_aside(run, results)
+    progress = progress and group.rank == 0
+    if progress:  # before the net is compiled, which takes minutes
+        warn_of_precision([run])
+        print(f"{run.id}: {run.settings.iterations:,} iterations, checkpoints and record in {folder}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     if group.rank == 0:
         files.remove_parts(folder)
@@ -177,7 +181,6 @@ def train_elsewhere(run, data="data", fingerprint=None, weights=False):
     Raises as ``train`` does, and ValueError for other images than those of the fingerprint.
     """
     steps.keep_memory()
-    warn_of_precision([run])
     if fingerprint not in (None, datasets.load(run.dataset, data, progress=False).fingerprint):
         raise ValueError(
             f"{run.dataset!r} in {Path(data).absolute()} on {platform.node()} holds other images than are here: "
@@ -263,10 +266,10 @@ def _stoppable():
 
 
 def _current_errors(history):
-    """The last errors of a history in words: "training 51.0 %, test 36.3 %"."""
+    """The last errors of a history in words: "train 51.0 %, test 36.3 %"."""
     words = []
-    for part, name in (("training", "train_error"), ("test", "test_error")):
-        measured = [row[name] for row in history if row[name] is not None]
+    for part in ("train", "test"):
+        measured = [row[f"{part}_error"] for row in history if row[f"{part}_error"] is not None]
         words += [f"{part} {measured[-1]:.1f} %"] if measured else []
     return ", ".join(words)
 
@@ -304,13 +307,8 @@ class _Training:
     def finish(self, progress=False):
         """Train to the last iteration and write the record; the summary comes last, since it says that all is there.
 
-        progress: whether the first process shows a bar of iterations and errors.
+        progress: show a bar of iterations and errors.
         """
-        progress = progress and self.group.rank == 0
-        if progress:
-            warn_of_precision([self.run])
-            place = f"iterations {self.iteration:,} to {self.recipe.iterations:,}"
-            print(f"{self.run.id}: {place}, checkpoints and record in {self.folder}", flush=True)
         made = environment(self.device, self.group.count, self.compiled)
         self._compare(made)
         self._write("run.json", records.run_text(self.run, self.fingerprint))
@@ -321,6 +319,8 @@ class _Training:
             with _stoppable() if self.group.count == 1 else contextlib.nullcontext(), self._bar(progress) as bar:
                 self._iterate(bar)
                 stopped = STOP.is_set() and self.group.count == 1
+            if self.iteration < self.recipe.iterations and self.diverged is None:
+                self._stop()
             self._end()
             if stopped:  # in the last iteration
                 raise KeyboardInterrupt
@@ -334,7 +334,7 @@ class _Training:
         bar.set_postfix_str(_current_errors(self.history), refresh=False)
         while self.iteration < self.recipe.iterations and self.diverged is None:
             if STOP.is_set() and self.group.count == 1:  # of several processes none may end before the others
-                self._stop()
+                return
             self._train()
             if self._due():
                 self._record()
@@ -344,7 +344,10 @@ class _Training:
                 self._save()
 
     def _end(self):
-        if self.diverged is None:
+        if self.diverged is not None:
+            rate = self.history[-1]["lr"]
+            self._note(f"diverged: the loss was no longer finite after {self.diverged:,} iterations, at {rate:g}")
+        else:
             weights = {name: value.cpu() for name, value in self.net.state_dict().items()}
             for name, value in weights.items():
                 if name.endswith("num_batches_tracked"):
@@ -403,14 +406,13 @@ class _Training:
         loss, wrong = (self.totals / seen).tolist()
         if not math.isfinite(loss):
             self.diverged, loss = self.iteration, None
-            self._note(f"diverged: the loss was no longer finite after {self.iteration:,} iterations, at {self.rate:g}")
         self.totals.zero_()
         row = {"iteration": self.iteration, "lr": self.rate, "train_error": 100 * wrong, "train_loss": loss}
         started = time.perf_counter()
         parts = {"test": self.dataset.test} | ({"val": self.dataset.validation} if self.run.holdout else {})
         for part, images in parts.items():
             error = measured = None
-            if self.iteration in self.test_points and self.diverged is None:
+            if self._reached(self.test_points) and self.diverged is None:
                 views = self.dataset.views(
                     images, self.device, self.group[:2], failed=self.batches.unreadable, **self.reading
                 )
@@ -421,7 +423,7 @@ class _Training:
             if measured is not None and not math.isfinite(measured):
                 measured = None  # of a net that is on its way to diverge, or just past its end
             row |= {f"{part}_error": error, f"{part}_loss": measured}
-        if self.iteration in self.layer_points and self.diverged is None:
+        if self._reached(self.layer_points) and self.diverged is None:
             self._measure_layers()
         evaluation = time.perf_counter() - started
         self._count_time()
@@ -429,6 +431,11 @@ class _Training:
         self.history.append(row | {"seconds": self.seconds})
         self._write("history.csv", records.rows_text(self.history))
         self._report_unreadable()
+
+    def _reached(self, points):
+        """Whether one of these numbers of iterations was reached since the row before: a warm-up has rows at others."""
+        last = self.history[-1]["iteration"] if self.history else 0
+        return not points.isdisjoint(range(last + 1, self.iteration + 1))
 
     def _measure_layers(self):
         """Add rows to ``layers.csv``, on what batch norm saw at once of the batch that is being trained on."""

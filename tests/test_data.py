@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import ROOT, write_images
 from PIL import Image
 
-from replication import cifar, data, files
+from replication import cifar, data, files, paper
 
 
 def test_digits_are_scikit_learns_in_two_disjoint_parts():
@@ -246,6 +246,13 @@ def test_cifar_is_the_same_in_every_official_form(name, tmp_path, monkeypatch, o
     assert not offline
 
 
+@pytest.mark.skipif(not data.present("cifar10", ROOT / "data"), reason="CIFAR-10 is not in data/")
+def test_cifar10s_original_pixels_have_the_fingerprint_of_the_papers_conditions():
+    fingerprint = data.load("cifar10", ROOT / "data").fingerprint
+    assert fingerprint == "f68bb3dbbcc03c71a1f0ab9956e7fca99aa0acbc9a8f25c2a756622e984c9759"
+    assert fingerprint.startswith(paper.TABLE_6.conditions["fingerprint"])
+
+
 def test_cifars_classes_are_in_the_order_of_their_labels():
     ten, hundred = (cifar.CLASSES[name].split() for name in ("cifar10", "cifar100"))
     assert ten == ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -275,6 +282,11 @@ def damage_by_removal(path):
     path.unlink()
 
 
+def damage_by_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
 @pytest.mark.parametrize("archived", [False, True])
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -284,6 +296,7 @@ def damage_by_removal(path):
         (damage_content, "is not as published: its [0-9,]+ bytes have the (MD5|SHA-1) sum [0-9a-f]+, not [0-9a-f]+"),
         (damage_length, "is not as published: its 1,000 bytes have"),
         (damage_by_removal, "is missing"),
+        (damage_by_a_folder, r"(is missing|cannot be read \(Is a directory\))"),
     ],
 )
 def test_a_cifar_file_that_differs_is_named(name, number, archived, damage, words, tmp_path, monkeypatch, offline):
@@ -296,9 +309,13 @@ def test_a_cifar_file_that_differs_is_named(name, number, archived, damage, word
     if archived:
         pack(root, form)
     before = sorted(root.rglob("*"))
-    with pytest.raises(ValueError, match=f"{place}/{file} {words}") as raised:
+    told = f"{form.folder}/{file} in {place}" if archived else f"{place}/{file}"
+    with pytest.raises(ValueError, match=f"{told} {words}") as raised:
         data.load(name, root)
-    assert f"Put the published file there, or remove {place}: then another form" in str(raised.value)
+    remedy = (
+        f"Put the published {'archive' if archived else 'file'} there, or remove {place}: then another official form"
+    )
+    assert remedy in str(raised.value)
     assert sorted(root.rglob("*")) == before
     assert not offline
 
@@ -312,7 +329,9 @@ def test_an_archive_that_is_cut_off_or_something_else_is_named(number, spoil, tm
     form = cifar.FORMS["cifar10"][number]
     spoil(tmp_path / form.archive)
     (tmp_path / cifar.FORMS["cifar10"][1 - number].archive).unlink()
-    with pytest.raises(ValueError, match=f"{tmp_path / form.archive} is damaged or not complete .*published archive"):
+    with pytest.raises(
+        ValueError, match=f"{tmp_path / form.archive} is damaged or not complete .*published archive there"
+    ):
         data.load("cifar10", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [form.archive]
     assert not offline

@@ -5,6 +5,7 @@ import copy
 import os
 import pty
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -221,11 +222,19 @@ def test_photographs_are_shared_and_what_cannot_be_read_is_known_to_all(photogra
     assert f"PostedError: {path} cannot be read" in text
 
 
+COMMAND_LINE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell that runs the tests does with it
+from replication.__main__ import main
+main()
+"""
+
+
 def test_the_command_line_trains_a_run(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "replication", "resnet-8", "--results", str(tmp_path)]
     done = subprocess.run([*command, "--schedule", "0.01"], capture_output=True, text=True, check=True)
     assert "resnet-8__digits__schedule-0.01__seed-0: test error" in done.stdout
-    assert "resnet-8__digits__schedule-0.01__seed-0: iterations 0 to 11, checkpoints and record in" in done.stdout
+    assert "resnet-8__digits__schedule-0.01__seed-0: 11 iterations, checkpoints and record in" in done.stdout
     assert done.stderr == "resnet-8: 0 of 11 iterations, 00:00 gone, ? left\n"
     assert finished(Run("resnet-8", schedule=0.01), tmp_path).summary["iterations"] == 11
     cold = [*command[:5], "resnet-110", "--no-warmup", "--schedule", "0.001", "--results", str(tmp_path)]
@@ -236,19 +245,23 @@ def test_the_command_line_trains_a_run(tmp_path):
     assert "group 100: choose a number that divides the batch of 128" in refused.stderr
 
 
-def test_the_command_line_shows_a_bar_in_a_terminal(tmp_path):
+def test_the_command_line_shows_a_bar_in_a_terminal_and_ends_it_when_interrupted(tmp_path):
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
-    command = [sys.executable, "-m", "replication", "resnet-110", "--schedule", "0.05", "--results", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs) as process:
-        os.close(theirs)
-        text = b""
-        with contextlib.suppress(OSError):  # Linux's way of telling that the other end was closed
-            while part := os.read(ours, 4096):
-                text += part
+    command = [sys.executable, "-c", COMMAND_LINE, "resnet-20", "--results", str(tmp_path)]
+    text, interrupted, process = b"", False, subprocess.Popen(command, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    with contextlib.suppress(OSError):  # Linux's way of telling that the other end was closed
+        while part := os.read(ours, 4096):
+            text += part
+            if not interrupted and len(re.findall(rb"test \d", text)) > 2:
+                process.send_signal(signal.SIGINT)
+                interrupted = True
     os.close(ours)
-    assert process.returncode == 0, text
-    states = [state for state in text.decode().split("\r") if state.startswith("resnet-110:")]
-    assert len(states) > 3
-    assert max(map(len, states)) <= 80
-    assert re.search(r" \d+/55 \[\d\d:\d\d<\d\d:\d\d, training \d+\.\d %, test \d+\.\d %\]", states[-1])
+    text = text.decode()
+    assert process.wait() == 130, text
+    assert text.startswith("resnet-20__digits__seed-0: 1,100 iterations, checkpoints and record in ")
+    states = [state for state in re.split("[\r\n]", text) if state.startswith("resnet-20:")]
+    assert re.search(r" \d+/1100 \[\d\d:\d\d<\d\d:\d\d, train \d+\.\d %, test \d+\.\d %\]$", states[-1])
+    # The bar is wiped out before the next words.
+    assert re.search(r"\r +\rresnet-20__digits__seed-0 was interrupted after \d+ of 1,100 iterations\.", text)

@@ -95,17 +95,22 @@ def test_unknown_choices_are_refused():
     assert list(speed.planned([4, 2])) == ["4_shortcuts", "2_plain_vs_residual"]
 
 
-def test_the_limit_follows_from_the_matrix_product(monkeypatch):
-    """Two operations a multiply-add, three passes; ResNet-20 has 40.6 million of them."""
+def test_ratios_and_limit_follow_from_what_is_measured(monkeypatch):
+    """Two operations a multiply-add, three passes; ResNet-20 has 40.6 million of them. Batches of 128."""
+    seconds = {"float32": 0.64, "bfloat16": 1.92}
     monkeypatch.setattr(speed, "matrix_product", lambda precision: 1e12)
     monkeypatch.setattr(speed, "common_loop", lambda *_: 100.0)
-    monkeypatch.setattr(forecasts, "iteration_seconds", lambda *_: 0.64)
+    monkeypatch.setattr(forecasts, "iteration_seconds", lambda run, *_: seconds[run.precision])
     monkeypatch.setattr(speed, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(speed.sweeps, "local_pool", Here)
-    table = speed.compare(["resnet-20"], rounds=2, precisions=["float32"])
-    assert table["ours"].tolist() == [200, 200]
-    assert table["ratio"].tolist() == [2, 2]
+    table = speed.compare(["resnet-20"], rounds=2)
+    assert table["precision"].tolist() == ["float32", "bfloat16"] * 2
+    assert table["ours"].tolist() == pytest.approx([200, 200 / 3] * 2)
+    assert table["ratio"].tolist() == pytest.approx([2, 2 / 3] * 2)
+    assert table["over_float32"].tolist() == pytest.approx([1, 1 / 3] * 2)
     assert table["limit"].iloc[0] == pytest.approx(1e12 / (6 * 40.6e6), rel=0.01)
+    alone = speed.compare(["resnet-20"], rounds=1, precisions=["bfloat16"])
+    assert alone["over_float32"].isna().all()
 
 
 class Here:

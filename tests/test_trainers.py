@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+import tqdm.std
 from conftest import write_images
 from PIL import Image
 
@@ -240,6 +241,17 @@ def test_the_plateau_is_that_of_the_history(tmp_path):
     assert_rates_follow_from_the_rows_before(record)
 
 
+def test_a_bar_fits_a_terminal_of_80_columns():
+    history = [{"train_error": 51.04, "test_error": 36.25}, {"train_error": 49.96, "test_error": None}]
+    errors = trainers._current_errors(history)
+    assert errors == "train 50.0 %, test 36.2 %"
+    bar = tqdm.std.tqdm.format_meter(
+        63_999, 64_000, 45_296, ncols=80, prefix="resnet-1202", bar_format=images.BAR, postfix=errors, initial=32_000
+    )
+    assert bar.endswith(", train 50.0 %, test 36.2 %]")  # else tqdm would have cut it
+    assert "[12:34:56<" in bar
+
+
 def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(images, "LINE_SECONDS", 0)  # a line for every iteration
     run = Run("resnet-8", schedule=SCHEDULE)
@@ -249,7 +261,7 @@ def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(tmp_path, mo
     assert all(re.match(r"resnet-8: \d+ of 22 iterations, \d\d:\d\d gone, .+ left", line) for line in lines)
     before_last = record.history.iloc[:-1]
     training, test = (before_last[name].dropna().iloc[-1] for name in ("train_error", "test_error"))
-    assert lines[-2].endswith(f", training {training:.1f} %, test {test:.1f} %")
+    assert lines[-2].endswith(f", train {training:.1f} %, test {test:.1f} %")
     trainers.train(replace(run, seed=1), tmp_path)
     assert capsys.readouterr().err == ""
 
@@ -269,6 +281,20 @@ def test_a_warm_up_is_recorded_in_whole_epochs(holdout, epoch, tmp_path):
     assert history["iteration"].iloc[-1] == 60
     assert history["test_error"].notna().iloc[-1]
     assert_rates_follow_from_the_rows_before(record)
+
+
+def test_a_warm_up_that_goes_on_is_tested_and_measured_on_the_way(tmp_path, monkeypatch):
+    endless = replace(recipes.RECIPES["digits"], warmup=recipes.Warmup(lr=0.01, until=0, depth=8))
+    monkeypatch.setitem(recipes.RECIPES, "digits", endless)
+    record = trainers.train(Run("resnet-8", schedule=0.2), tmp_path)  # 220 iterations, rows every 12
+    history = record.history
+    assert history["iteration"].tolist() == [*range(12, 220, 12), 220]
+    assert (history["lr"].iloc[:9] == 0.01).all()
+    _, tests, layers = trainers.recording_points(record.run.settings, 360)
+    tested, measured = ({min(-(-point // 12) * 12, 220) for point in points} for points in (tests, layers))
+    assert set(history.loc[history["test_error"].notna(), "iteration"]) == tested
+    assert set(record.layers["iteration"]) == {0} | measured
+    assert min(len(tested), len(measured)) > 5
 
 
 def test_threads_depend_on_the_run_and_the_machine_alone(monkeypatch):
