@@ -33,8 +33,8 @@ _KEPT = []
 _declare_missing_torchvision_ops()
 
 from replication.parameters import start_notebook  # noqa: E402 (after the declaration)
-from replication.records import Record, all_finished, finished  # noqa: E402
 from replication.runs import Run, grid, net_names  # noqa: E402
+from replication.runs.records import Record, all_finished, finished  # noqa: E402
 from replication.sweeps import RunsFailedError, run_all  # noqa: E402
 
 __all__ = [

@@ -4,7 +4,8 @@ import argparse
 import sys
 from dataclasses import fields
 
-from replication import Run, steps, trainers
+from replication import Run, trainers
+from replication.engine.machine import keep_memory
 
 
 def main():
@@ -27,7 +28,7 @@ def main():
         run = Run(**values)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    steps.keep_memory()  # as the workers of run_all do
+    keep_memory()  # as the workers of run_all do
     try:
         record = trainers.train(run, results, data, progress=True)
     except KeyboardInterrupt:

@@ -9,9 +9,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from replication import data as datasets
-from replication import files, measure, models, photographs, runs
-from replication.images import centred, progress_bar
-from replication.records import checked_text, ended, read_checked
+from replication import measure, models, runs
+from replication.data import imagenet as photographs
+from replication.data.batches import centred
+from replication.engine import files
+from replication.engine.machine import autocast
+from replication.engine.progress import progress_bar
+from replication.runs.records import checked_text, ended, read_checked
 
 
 def single_view(net, views, device="cpu", precision="float32", kept=None):
@@ -25,7 +29,7 @@ def single_view(net, views, device="cpu", precision="float32", kept=None):
     training = net.training
     net.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # wrong, loss, images
-    with torch.inference_mode(), models.autocast(device, precision):
+    with torch.inference_mode(), autocast(device, precision):
         for inputs, labels in views:
             logits = net(inputs).float()
             predicted = logits.argmax(1)
@@ -95,7 +99,7 @@ def scores(tested, seen, precision="float32"):
     for shape, members in sizes.items():
         numbers, views = zip(*members, strict=True)
         inputs = centred(torch.cat(views).to(device), tested.mean, tested.std)
-        with torch.inference_mode(), models.autocast(device, precision):
+        with torch.inference_mode(), autocast(device, precision):
             logits = tested.net(inputs)
         found = logits.float().softmax(1).unflatten(0, (len(views), shape[0])).sum(1)
         total = found.new_zeros(len(seen), found.shape[1]) if total is None else total

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from replication import data as datasets
-from replication import steps, trainers
+from replication import trainers
+from replication.engine import steps
 
 WARM_UP = 2  # iterations before the measured ones; on a GPU as many more as are not yet replayed
 MEASURED = 4  # iterations

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from replication.models import autocast
-from replication.records import SIGNALS
+from replication.engine.machine import autocast
+from replication.runs.records import SIGNALS
 
 
 def parameters(net):

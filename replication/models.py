@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from replication import files
+from replication.engine import files
 
 SHORTCUTS = ("A", "B", "C")
 CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)  # those of the paper; any 6n+2 can be built
@@ -193,11 +193,6 @@ def imagenet_net(depth, residual=True, shortcut="B", classes=1000, stride_on="1x
     if depth < 50:
         return Net(stem, BasicBlock, widths, blocks, classes, shortcut=shortcut if residual else None)
     return Net(stem, Bottleneck, widths, blocks, classes, shortcut=shortcut, stride_on=stride_on)
-
-
-def autocast(device, precision):
-    """The context in which a net runs: bfloat16 autocast, or float32 as it is."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def load_weights(net, path, zeros="behind"):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from replication import files
+from replication.engine import files
 from replication.runs import choice
 
 
@@ -87,7 +87,7 @@ def start_notebook(namespace):
     for name in FOLDERS:
         if name in namespace:
             files.folder(name, namespace[name])
-    if Path.cwd().name == "notebooks" and (Path.cwd().parent / "replication" / "runs.py").exists():
+    if Path.cwd().name == "notebooks" and (Path.cwd().parent / "replication" / "__init__.py").exists():
         os.chdir("..")
 
 

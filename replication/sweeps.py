@@ -20,10 +20,12 @@ from typing import NamedTuple
 
 import torch
 
-from replication import clusters, files, forecasts, records, steps, trainers
+from replication import clusters, forecasts, trainers
 from replication import data as datasets
-from replication.images import cores, progress_bar
-from replication.runs import Run
+from replication.engine import files
+from replication.engine.machine import cores, keep_memory
+from replication.engine.progress import progress_bar
+from replication.runs import Run, records
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 300  # for an interrupted worker to end its iteration and write a checkpoint
@@ -376,7 +378,7 @@ def _huge_pages():
 
 def _start_worker(pipe):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the main process tells when to end
-    steps.keep_memory()
+    keep_memory()
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
 
 

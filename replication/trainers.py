@@ -2,13 +2,11 @@
 
 import contextlib
 import functools
-import importlib.metadata
 import io
 import math
 import os
 import platform
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -16,14 +14,17 @@ import uuid
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from replication import data as datasets
-from replication import evaluate, files, measure, records, runs, steps
-from replication.images import cores, progress_bar
-from replication.processes import Group, launch, members
+from replication import evaluate, measure, runs
+from replication.engine import files, machine, steps
+from replication.engine.distributed import Group, launch, members
+from replication.engine.machine import cores
+from replication.engine.progress import progress_bar
+from replication.runs import records
+from replication.runs.environment import environment
 
 RECORDINGS = 100  # rows of a full history
 MEASUREMENTS = 10  # of what passes through the layers, after the one at the start
@@ -64,7 +65,7 @@ def compiles(run, size, processes=1):
     As the number of threads it is a function of run and machine alone: of long runs, where this machine can compile.
     """
     long = cost(run, size) * run.settings.iterations >= COMPILED_FROM
-    return long and processes == 1 and run.name.depth <= steps.DEEPEST_COMPILED and steps.can_compile()
+    return long and processes == 1 and run.name.depth <= steps.DEEPEST_COMPILED and machine.can_compile()
 
 
 def recording_points(recipe, test_images):
@@ -180,7 +181,7 @@ def train_elsewhere(run, data="data", fingerprint=None, weights=False):
     For workers that see no common folder. The weights are among the files if asked for.
     Raises as ``train`` does, and ValueError for other images than those of the fingerprint.
     """
-    steps.keep_memory()
+    machine.keep_memory()
     if fingerprint not in (None, datasets.load(run.dataset, data, progress=False).fingerprint):
         raise ValueError(
             f"{run.dataset!r} in {Path(data).absolute()} on {platform.node()} holds other images than are here: "
@@ -193,7 +194,7 @@ def train_elsewhere(run, data="data", fingerprint=None, weights=False):
 
 def warn_of_precision(runs):
     """Say in a line, before they are trained, if this processor is slower in the precision of some of these runs."""
-    if any(run.precision == "bfloat16" for run in runs) and steps.emulates_bfloat16():
+    if any(run.precision == "bfloat16" for run in runs) and machine.emulates_bfloat16():
         print(
             "This processor has no instructions for bfloat16 (avx512_bf16 or amx_bf16): it is emulated, about three "
             'times slower than float32. Choose precision "float32".',
@@ -552,7 +553,7 @@ class _Training:
         if state is None:
             return
         torch.set_num_threads(state["threads"])
-        self.compiled = state["compiled"] and self.group.count == 1 and steps.can_compile()
+        self.compiled = state["compiled"] and self.group.count == 1 and machine.can_compile()
         self.net.load_state_dict(state["net"])
         self.step.optimizer.load_state_dict(state["optimizer"])
         self.totals.copy_(state["totals"])
@@ -611,46 +612,3 @@ class _Training:
             "with another recipe: bring this back": state["recipe"],
             "by another version of the code, whose results differ: go on with that": state["version"],
         }
-
-
-def environment(device, processes=1, compiled=False):
-    """Versions, hardware and commit that a run was made with, and whether its net was compiled."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": importlib.metadata.version("torchvision"),
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": cores(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        "processes": processes,
-        "threads": torch.get_num_threads(),
-        "compiled": compiled,
-        **_commit(),
-    }
-
-
-def _processor():
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-@functools.cache  # the source may change while a long sweep goes on, the code in memory does not
-def _commit():
-    """The commit of this package's source tree and whether it was changed since; None outside of a checkout."""
-    package = Path(__file__).parent
-
-    def git(*command):
-        return subprocess.run(
-            ["git", "-C", package, *command], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # fails for a copy that lies in some other project's checkout
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from replication import Run, finished, measure, records  # first: it declares ops that torchvision may miss
+from replication import Run, finished, measure  # first: it declares ops that torchvision may miss
+from replication.runs import records
 
 matplotlib.use("agg")
 ROOT = Path(__file__).parent.parent

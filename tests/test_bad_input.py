@@ -8,7 +8,19 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from replication import Run, all_finished, data, evaluate, finished, grid, models, net_names, run_all, speed, trainers
+from replication import (
+    Run,
+    all_finished,
+    benchmark,
+    data,
+    evaluate,
+    finished,
+    grid,
+    models,
+    net_names,
+    run_all,
+    trainers,
+)
 from replication.runs import PRECISIONS
 
 RUN = Run("resnet-8", schedule=0.02)
@@ -180,7 +192,7 @@ def test_measurements_of_speed_are_refused(argument, value):
         if type(value) is int and 1 <= value < 2**32:
             return
         with pytest.raises(BAD, match=f"^{argument} "):
-            speed.compare(["resnet-8"], **{argument: value})
+            benchmark.compare(["resnet-8"], **{argument: value})
     elif value not in ([], (), *PRECISIONS):
         with pytest.raises(BAD):
-            speed.planned(*((value,) if argument == "notebooks" else ([0], value)))
+            benchmark.planned(*((value,) if argument == "notebooks" else ([0], value)))

@@ -10,7 +10,8 @@ import pytest
 from conftest import write_images
 from test_trainers import assert_same, without_time
 
-from replication import Run, RunsFailedError, clusters, finished, grid, records, run_all, trainers
+from replication import Run, RunsFailedError, clusters, finished, grid, run_all, trainers
+from replication.runs import records
 
 SCHEDULE = 0.02  # 22 iterations on digits
 WAIT = 60  # seconds

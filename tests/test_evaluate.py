@@ -10,9 +10,9 @@ from conftest import write_photographs
 from PIL import Image
 
 from replication import Run, data, evaluate, models
-from replication import photographs as reading
-from replication import records as kept
-from replication.images import centred
+from replication.data import imagenet as reading
+from replication.data.batches import centred
+from replication.runs import records as kept
 
 
 def small_net(seed, classes=3):

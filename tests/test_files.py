@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from replication import files
+from replication.engine import files
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -32,7 +32,7 @@ def test_what_was_there_can_be_kept(tmp_path):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from replication import files
+from replication.engine import files
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 files.write(Path(sys.argv[1]), bytes(5000))
@@ -78,7 +78,7 @@ def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from replication import files
+from replication.engine import files
 with files.locked(Path(sys.argv[1]), "the run is being trained"):
     print("held", flush=True)
     time.sleep(60)

@@ -17,7 +17,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from replication import Run, files, finished, recipes, records, run_all, trainers
+from replication import Run, finished, recipes, run_all, trainers
+from replication.engine import files
+from replication.runs import records
 
 SWEEP = [  # about 4 s on one core, among them a plateau, a warm-up, groups and held out images
     Run("resnet-8", schedule=0.2, precision="bfloat16", holdout=100),

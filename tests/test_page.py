@@ -4,7 +4,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from replication import page, paper, report
+from replication import paper, report
+from replication.report import page
 
 
 class Page(HTMLParser):

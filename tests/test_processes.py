@@ -16,7 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from replication import Run, data, files, finished, models, recipes, run_all, trainers
+from replication import Run, data, finished, models, recipes, run_all, trainers
+from replication.engine import files
 
 SCHEDULE = 0.02  # 22 iterations on digits
 

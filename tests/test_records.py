@@ -4,7 +4,8 @@ import subprocess
 
 import pytest
 
-from replication import Run, all_finished, finished, records
+from replication import Run, all_finished, finished
+from replication.runs import records
 
 LEFT = ("run.json", "environment.json", "history.csv", "layers.csv", "predictions.csv", "summary.json", "SHA256SUMS")
 

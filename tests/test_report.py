@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from replication import measure, models, paper, report
+from replication.report import error_curves
 
 
 def test_errors_are_means_and_deviations_over_seeds(make):
@@ -130,10 +131,10 @@ def test_several_seeds_are_a_mean_and_a_range_within_the_axis(make):
 
 def test_names_at_the_ends_of_curves_never_overlap():
     ends = {"a": 5.0, "b": 5.1, "c": 5.2, "d": 99.0, "e": 99.5, "f": 100.0}
-    places = sorted(report._apart(ends, 0, 100).values())
+    places = sorted(error_curves._apart(ends, 0, 100).values())
     assert all(above - below >= 5.5 - 1e-9 for below, above in itertools.pairwise(places))
     assert 0 <= places[0] <= places[-1] <= 100
-    assert [net for net, _ in sorted(report._apart(ends, 0, 100).items(), key=lambda item: item[1])] == list(ends)
+    assert [net for net, _ in sorted(error_curves._apart(ends, 0, 100).items(), key=lambda item: item[1])] == list(ends)
 
 
 def test_figures_are_written_twice_with_the_same_bytes(make, tmp_path):

@@ -4,7 +4,8 @@ from dataclasses import FrozenInstanceError, asdict
 import numpy as np
 import pytest
 
-from replication import Run, grid, net_names, records
+from replication import Run, grid, net_names
+from replication.runs import records
 
 
 def test_a_run_takes_its_data_sets_own_recipe():

@@ -6,10 +6,11 @@ import pytest
 import torch
 from test_trainers import assert_same, without_time
 
-from replication import Run, models, recipes, run_all, steps, trainers
+from replication import Run, models, recipes, run_all, trainers
+from replication.engine import machine, steps
 
 SCHEDULE = 0.02  # 22 iterations on digits
-needs_compiler = pytest.mark.skipif(not steps.can_compile(), reason="torch.compile needs g++ and Python's headers")
+needs_compiler = pytest.mark.skipif(not machine.can_compile(), reason="torch.compile needs g++ and Python's headers")
 
 
 def written_out(norm, x):
@@ -206,7 +207,7 @@ def test_a_step_gives_its_graph_every_batch_and_rate(fails, monkeypatch, capsys)
 
 
 def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
-    monkeypatch.setattr(steps, "can_compile", lambda: True)
+    monkeypatch.setattr(machine, "can_compile", lambda: True)
     long = Run("resnet-20", "cifar10")
     assert trainers.compiles(long, (32, 32))
     assert trainers.compiles(replace(long, net="resnet-110", seed=3, precision="bfloat16"), (32, 32))
@@ -214,16 +215,16 @@ def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
     assert not trainers.compiles(replace(long, schedule=0.01), (32, 32))
     assert not trainers.compiles(long, (32, 32), processes=2)
     assert not trainers.compiles(replace(long, net="resnet-1202"), (32, 32))
-    monkeypatch.setattr(steps, "can_compile", lambda: False)
+    monkeypatch.setattr(machine, "can_compile", lambda: False)
     assert not trainers.compiles(long, (32, 32))
 
 
 def test_compiling_can_be_switched_off_and_needs_a_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert not steps.can_compile()
+    assert not machine.can_compile()
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-    assert not steps.can_compile()
+    assert not machine.can_compile()
 
 
 @pytest.mark.parametrize(
@@ -242,9 +243,9 @@ def test_a_processor_without_bfloat16_is_known_by_its_flags(text, emulated, tmp_
     if text is not None:
         cpuinfo.write_text(text)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert steps.emulates_bfloat16(cpuinfo) == emulated
+    assert machine.emulates_bfloat16(cpuinfo) == emulated
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert not steps.emulates_bfloat16(cpuinfo)
+    assert not machine.emulates_bfloat16(cpuinfo)
 
 
 def test_short_runs_say_that_they_were_not_compiled(tmp_path):

@@ -12,8 +12,9 @@ import tqdm.std
 from conftest import write_images
 from PIL import Image
 
-from replication import Run, data, evaluate, files, grid, images, models, recipes, run_all, trainers
-from replication import photographs as reading
+from replication import Run, data, evaluate, grid, models, recipes, run_all, trainers
+from replication.data import imagenet as reading
+from replication.engine import files, progress
 from replication.models import NetName
 
 SCHEDULE = 0.02  # 22 iterations on digits
@@ -246,14 +247,14 @@ def test_a_bar_fits_a_terminal_of_80_columns():
     errors = trainers._current_errors(history)
     assert errors == "train 50.0 %, test 36.2 %"
     bar = tqdm.std.tqdm.format_meter(
-        63_999, 64_000, 45_296, ncols=80, prefix="resnet-1202", bar_format=images.BAR, postfix=errors, initial=32_000
+        63_999, 64_000, 45_296, ncols=80, prefix="resnet-1202", bar_format=progress.BAR, postfix=errors, initial=32_000
     )
     assert bar.endswith(", train 50.0 %, test 36.2 %]")  # else tqdm would have cut it
     assert "[12:34:56<" in bar
 
 
 def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(images, "LINE_SECONDS", 0)  # a line for every iteration
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)  # a line for every iteration
     run = Run("resnet-8", schedule=SCHEDULE)
     record = trainers.train(run, tmp_path, progress=True)
     lines = capsys.readouterr().err.splitlines()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from replication import files
-from replication.files import DamagedError
+from replication.engine import files
+from replication.engine.files import DamagedError
 from replication.recipes import RECIPES, own_recipe
 from replication.runs import Run
 

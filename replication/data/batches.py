@@ -1,43 +1,75 @@
-"""Data sets: small images in memory and the batches made of them (section 4.2), and where all kinds are found.
+"""Small images in memory, and the batches made of them (section 4.2).
 
 A batch is a pure function of (seed, iteration): nothing has to be restored to go on from any point, and it is the same
 for any number of processes that share it or workers that read it.
 """
 
-import difflib
 import hashlib
 import os
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from replication import cifar, files, photographs
-from replication.images import (
-    READING_ERRORS,
-    VERSION,
-    Order,
-    centred,
-    hold_out,
-    listing,
-    progress_bar,
-    read_cache,
-    shared,
-    write_cache,
-)
-
-BUILT_IN = ("digits", "cifar10", "cifar100")
-NAME = re.compile(r"[A-Za-z0-9](?:[._-]?[A-Za-z0-9])*")  # of a folder of images: no path, no two separators in a row
+from replication.data.folders import READING_ERRORS, VERSION, listing, read_cache, write_cache
+from replication.engine.progress import progress_bar
 
 
-def is_imagenet(name):
-    """Whether a data set of that name is made of photographs in ImageNet's layout, for the nets of Table 1."""
-    return name.startswith("imagenet")
+class Order:
+    """Which images make up a batch: every epoch is a new order of all, a batch may end one and begin the next."""
+
+    def __init__(self, count, batch, seed):
+        self.count, self.batch, self.seed = count, batch, seed
+        self._last = (None, None)
+
+    def __call__(self, iteration):
+        """The images of a batch: integers ``(batch,)``."""
+        places = np.arange(iteration * self.batch, (iteration + 1) * self.batch)
+        epochs, offsets = np.divmod(places, self.count)
+        return np.concatenate([self._epoch(epoch)[offsets[epochs == epoch]] for epoch in np.unique(epochs)])
+
+    def _epoch(self, epoch):
+        if self._last[0] != epoch:
+            self._last = epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(self.count)
+        return self._last[1]
+
+
+def shared(batch, share):
+    """The slice of a batch that one of several processes trains on."""
+    process, processes = share
+    return slice(process * batch // processes, (process + 1) * batch // processes)
+
+
+def centred(pixels, mean, std=None):
+    """Pixels ``(N, H, W, 3)`` in uint8 as a net's input ``(N, 3, H, W)`` in float32: less the mean, divided by 255.
+
+    ``mean``: ``(3,)`` or ``(h, w, 3)``, which is stretched to images of another size. ``std``: ``(3,)``, in units of 0
+    to 1, divides what is left, as nets of others want it.
+    """
+    if mean.ndim == 3 and mean.shape[:2] != pixels.shape[1:3]:
+        stretched = F.interpolate(mean.permute(2, 0, 1)[None], pixels.shape[1:3], mode="bilinear", align_corners=False)
+        mean = stretched[0].permute(1, 2, 0)
+    inputs = pixels.float().sub_(mean).div_(255)
+    return (inputs if std is None else inputs.div_(std)).permute(0, 3, 1, 2)
+
+
+def hold_out(dataset, count):
+    """The data set with ``count`` of its training images kept for validation, the same ones each time."""
+    if count == 0:
+        return dataset
+    total = len(dataset.train.labels)
+    if count >= total:
+        raise ValueError(f"holdout {count}: {dataset.name} has {total} training images, choose fewer")
+    order = np.random.default_rng([45_000, 5_000]).permutation(total)
+    kept, held = (
+        type(dataset.train)(*(part[np.sort(chosen)] for part in dataset.train))
+        for chosen in (order[count:], order[:count])
+    )
+    return replace(dataset, train=kept, validation=held)
 
 
 class Images(NamedTuple):
@@ -156,75 +188,7 @@ class Batches:
         return centred(pixels, self.mean), self.labels[indices]
 
 
-def load(name, root="data", progress=True):
-    """The data set of that name: ``digits``, ``cifar10``, ``cifar100`` or a folder of images.
-
-    A folder is laid out as ``<root>/<name>/{train,test}/<class>/*``, all images of one size.
-    CIFAR is read in any of its official forms (``cifar.FORMS``), and downloaded into ``root`` if there is none; a
-    folder is decoded once and cached in ``<root>/.cache``.
-    A name that begins with ``imagenet`` is that of a folder ``{train,val}/<wnid>/*`` of photographs, in torchvision's
-    layout of ImageNet; they stay in their files. ``imagenet-rehearsal`` is a small one, made on first use.
-    Raises TypeError or ValueError naming what is wrong with the name or the files and what to do.
-    """
-    root = files.folder("data", root)
-    check_name(name)
-    if name == "digits":
-        return _digits()
-    if name in cifar.FORMS:
-        classes, *parts = cifar.load(name, root)
-        return Dataset(name, classes, *(Images(*part) for part in parts))
-    if name == "imagenet-rehearsal" and not (root / name).is_dir():
-        photographs.make_rehearsal(root / name)
-    if not (root / name).is_dir():
-        raise ValueError(unknown(name, root))
-    return photographs.load(name, root, progress) if is_imagenet(name) else _folder(name, root, progress)
-
-
-def present(name, root="data"):
-    """Whether a data set is here, so that ``load`` would download and make nothing."""
-    root = Path(root)
-    if name in cifar.FORMS:
-        return cifar.find(name, root) is not None
-    return name == "digits" or (root / name).is_dir()
-
-
-def check_name(name):
-    """Raise TypeError or ValueError unless ``name`` can be that of a data set."""
-    if not isinstance(name, str):
-        raise TypeError(f"dataset {name!r}: give a name, one of {', '.join(BUILT_IN)} or a folder's")
-    if len(name) > 64 or NAME.fullmatch(name) is None:
-        raise ValueError(
-            f"dataset {name!r}: choose {', '.join(BUILT_IN)} or the name of a folder of images, "
-            "made of letters, digits and single '.', '_' or '-' between them, 64 at the most"
-        )
-
-
-def unknown(name, root):
-    parts = ("train", "val") if is_imagenet(name) else ("train", "test")
-    folders = {path.name for path in root.glob("*") if (path / "train").is_dir() and NAME.fullmatch(path.name)}
-    builtin = ("imagenet-rehearsal",) if is_imagenet(name) else BUILT_IN
-    choices = [*builtin, *sorted(folder for folder in folders if is_imagenet(folder) == is_imagenet(name))]
-    close = difflib.get_close_matches(name, choices, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    places = " and ".join(f"{root / name}/{part}/<class>/" for part in parts)
-    return f"dataset {name!r}: choose {', '.join(choices)}{hint}, or put images into {places}"
-
-
-def _digits():
-    """scikit-learn's handwritten digits: 1,437 to train and 360 to test, every class in the same proportion."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # the originals run from 0 to 16
-    pixels = np.repeat(grey[..., None], 3, axis=3)  # three equal channels: the nets stay those of the paper
-    train, test = train_test_split(np.arange(len(pixels)), test_size=360, stratify=digits.target, random_state=0)
-    labels = digits.target.astype(np.int64)
-    names = tuple(str(name) for name in digits.target_names)
-    return Dataset("digits", names, Images(pixels[train], labels[train]), Images(pixels[test], labels[test]))
-
-
-def _folder(name, root, progress):
+def load_folder(name, root, progress):
     classes, listed = listing(root / name, ("train", "test"))
     key = hashlib.sha256(f"{VERSION} {classes}".encode())
     for part, members in listed.items():

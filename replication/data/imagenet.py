@@ -17,20 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from replication.images import (
-    READING_ERRORS,
-    VERSION,
-    Order,
-    centred,
-    cores,
-    hold_out,
-    listing,
-    progress_bar,
-    read_cache,
-    shared,
-    visible,
-    write_cache,
-)
+from replication.data.batches import Order, centred, hold_out, shared
+from replication.data.folders import READING_ERRORS, VERSION, listing, read_cache, visible, write_cache
+from replication.engine.machine import cores
+from replication.engine.progress import progress_bar
 
 CROP = 224  # the side of what an ImageNet net is trained on, in pixels
 TEST_SIDE = 256  # the shorter side that a photograph is resized to for crops at test time

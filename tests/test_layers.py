@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from replication import report, responses
+from replication import report
+from replication.report import layers as responses
 
 TIMES = (0, 550, 1100)
 

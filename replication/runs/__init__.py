@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from replication.data import check_name, is_imagenet
+from replication.data.imagenet import UNREADABLE
 from replication.models import NetName, nearest
-from replication.photographs import UNREADABLE
 from replication.recipes import RECIPES, own_recipe
 
 PRECISIONS = ("float32", "bfloat16")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from replication.records import ended
+from replication.runs.records import ended
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "inconclusive", "not attempted")
 CONFIDENCE = 0.95

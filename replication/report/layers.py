@@ -4,10 +4,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from replication.comparisons import gradient_gain, mean_residual, mean_response
-from replication.records import ended
-from replication.report import LOOKS, conditions_of, write_table
-from replication.verdicts import scorecard
+from replication.report.claims import scorecard
+from replication.report.comparisons import gradient_gain, mean_residual, mean_response
+from replication.report.tables import LOOKS, conditions_of, write_table
+from replication.runs.records import ended
 
 
 def table(records):

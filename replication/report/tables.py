@@ -1,18 +1,13 @@
-"""Tables, curves, drawings and findings, made from the paper's numbers and the runs' records alone."""
+"""Tables of errors, ours beside the paper's, and what they say in sentences."""
 
 import pathlib
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from markupsafe import escape
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-from matplotlib.path import Path
 
-from replication.files import write
+from replication.engine.files import write
 from replication.paper import TABLE_6
-from replication.records import CONDITIONS, in_words
-from replication.verdicts import scorecard as scorecard  # offered here, too
+from replication.runs.records import CONDITIONS, in_words
 
 KINDS = {"plain": "plain nets", "resnet": "residual nets"}
 ERRORS = {"train_error": "training error", "test_error": "test error"}
@@ -21,10 +16,6 @@ LOOKS = [
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: 0.5em"},
     {"selector": "td", "props": "white-space: nowrap"},
 ]
-STYLES = {
-    "training error": {"linewidth": 1.3, "linestyle": (0, (4, 2))},
-    "test error": {"linewidth": 2.6, "linestyle": "solid"},
-}
 
 
 def errors(records, nets=(), published=TABLE_6, others=()):
@@ -246,149 +237,6 @@ def write_table(table, text, folder, name="table"):
     write(folder / f"{name}.md", text)
 
 
-def save_figure(figure, folder, name):
-    """Write ``<name>.png`` and ``<name>.svg``; the same figure gives the same bytes."""
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    options = {"dpi": 150, "bbox_inches": "tight"}
-    with plt.rc_context({"svg.hashsalt": name}):
-        write(folder / f"{name}.png", lambda file: figure.savefig(file, format="png", **options))
-        write(
-            folder / f"{name}.svg", lambda file: figure.savefig(file, format="svg", metadata={"Date": None}, **options)
-        )
-
-
-def curves(records, panels, stacked=False):
-    """Error curves in the manner of Figs. 1 and 6, one panel for each entry of ``panels``, side by side or stacked.
-
-    ``panels``: titles, each with the names of its nets and the errors to show (keys of ``STYLES``). The training error
-    is thin and dashed, the test error bold, over iterations; several seeds are shown as their mean with a band from the
-    lowest to the highest. Nets without a record are left out.
-    Raises ValueError for no records at all, and for records of different conditions: these are no seeds of one another.
-    """
-    conditions = conditions_of(records)
-    histories = _histories(records)
-    run = set(histories["net"])
-    with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=1.1):
-        rows, columns = (len(panels), 1) if stacked else (1, len(panels))
-        figure, grid = plt.subplots(rows, columns, figsize=(6.5 * columns, 5 * rows), sharey=True, squeeze=False)
-        top = max(_top(histories, nets) for nets, _ in panels.values())
-        for axes, (title, (nets, parts)) in zip(grid.flat, panels.items(), strict=True):
-            axes.set(title=title, ylim=(0, top), xlim=(0, max(histories["iteration"], default=1)))
-            _panel(axes, histories, [net for net in nets if net in run], parts)
-            axes.set(xlabel="iterations", ylabel="error (%)")
-            axes.xaxis.set_major_locator(plt.MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
-            axes.xaxis.set_major_formatter("{x:,.0f}")
-            axes.yaxis.set_major_locator(plt.MaxNLocator(6, steps=[1, 2, 5, 10]))
-        if len(parts) > 1:
-            axes.legend(handles=[plt.Line2D([], [], color="0.2", label=part, **STYLES[part]) for part in parts])
-        bands = "" if histories.groupby("net")["seed"].nunique().max() <= 1 else ": mean and range"
-        figure.suptitle(f"{conditions}{bands}", fontsize="small", color="0.35")
-        figure.tight_layout(w_pad=3)
-    plt.close(figure)  # the notebook shows what the function returns, once
-    return figure
-
-
-def figure_1(records, shallow="plain-20", deep="plain-56"):
-    """Fig. 1: training error (left) and test error (right) of a shallow and a deep plain net."""
-    return curves(records, {part: ((shallow, deep), (part,)) for part in STYLES})
-
-
-def figure_6(records, panels, stacked=False):
-    """Fig. 6: training and test error of several nets; ``panels``: titles, each with the names of its nets."""
-    return curves(records, {title: (nets, tuple(STYLES)) for title, nets in panels.items()}, stacked)
-
-
-def figure_4(records):
-    """Fig. 4: training error and, bold, the validation error of the centre crop; plain nets left, residual nets right.
-
-    Shows the nets of 18 and 34 layers as far as they were run; where none was, whatever was run.
-    """
-    run = list(dict.fromkeys(record.net for record in records))
-    panels = {words: [net for net in (f"{kind}-18", f"{kind}-34") if net in run] for kind, words in KINDS.items()}
-    panels = {words: nets for words, nets in panels.items() if nets} or {"not in the paper's figure": run}
-    shown = {net for nets in panels.values() for net in nets}
-    return figure_6([record for record in records if record.net in shown], panels)
-
-
-def speeds(table):
-    """Images per second of the common loop and of ours, one panel for each net; ``table`` as of ``speed.summarized``.
-
-    Bars are medians, lines run from the slowest round to the fastest.
-    """
-    nets = list(table["net"].unique())
-    figure, panels = plt.subplots(1, len(nets), figsize=(4.2 * len(nets), 2.4), squeeze=False, layout="constrained")
-    for axes, net in zip(panels[0], nets, strict=True):
-        group = table[table["net"] == net]
-        first = group.iloc[0]
-        bars = [("common loop", first["common"], first["common_min"], first["common_max"], "", "0.6")]
-        for row, colour in zip(group.itertuples(), sns.color_palette("Blues", 4)[1::2], strict=False):
-            bars.append((f"ours, {row.precision}", row.ours, row.ours_min, row.ours_max, f"{row.ratio:.1f}x", colour))
-        for place, (_, middle, low, high, ratio, colour) in enumerate(bars):
-            axes.barh(place, middle, xerr=[[middle - low], [high - middle]], color=colour, ecolor="0.2", height=0.7)
-            axes.annotate(
-                f"{middle:,.0f}  {ratio}", (high, place), (5, 0), textcoords="offset points", va="center", fontsize=10
-            )
-        axes.set(title=net, xlabel="images per second", xlim=(0, 1.4 * max(high for _, _, _, high, *_ in bars)))
-        axes.set_yticks(range(len(bars)), [name for name, *_ in bars])
-        axes.invert_yaxis()
-        sns.despine(ax=axes)
-    plt.close(figure)  # as in ``curves``
-    return figure
-
-
-def _histories(records):
-    """All histories below each other, training and test error as rows of their own."""
-    parts = []
-    for record in records:
-        history = record.history.rename(columns=ERRORS)
-        long = history.melt("iteration", list(STYLES), var_name="part", value_name="error").dropna()
-        parts.append(long.assign(net=record.net, seed=record.run.seed))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _top(histories, nets):
-    """The upper end of the error axis: like the paper's, it leaves out the first part of training.
-
-    All are in it that nets have before the first division of the rate, on the average, and each run in the end.
-    """
-    shown = histories[histories["net"].isin(nets)]
-    part = shown["iteration"] / shown["iteration"].max()
-    middle = shown[part.between(0.3, 0.5)].groupby(["net", "part"])["error"].median().max()
-    ends = shown[part == 1]["error"].max()
-    highest = [value for value in (1.15 * middle, 1.05 * ends) if not pd.isna(value)]
-    return min(100, max([20, *highest]))
-
-
-def _panel(axes, histories, nets, parts):
-    """Draw nets from light, the first, to dark, the last: the order of lightness is read in grey, too."""
-    last = max(1, len(nets) - 1)
-    colours = {net: plt.get_cmap("viridis")(0.65 * (1 - place / last)) for place, net in enumerate(nets)}
-    ends = {}
-    for net in nets:
-        for part in parts:
-            rows = histories[(histories["net"] == net) & (histories["part"] == part)]
-            sns.lineplot(
-                rows, x="iteration", y="error", errorbar=("pi", 100), color=colours[net], ax=axes, **STYLES[part]
-            )
-            if len(rows):
-                ends[net] = rows.loc[rows["iteration"] == rows["iteration"].max(), "error"].mean()
-    for net, place in _apart(ends, *axes.get_ylim()).items():
-        text = {"va": "center", "color": colours[net], "weight": "bold", "fontsize": "small"}
-        axes.annotate(net, (1.01, place), xycoords=("axes fraction", "data"), annotation_clip=False, **text)
-
-
-def _apart(ends, low, high):
-    """Where to name each curve: at its end, moved up where two names would overlap, within the axis."""
-    gap, place, places = 0.055 * (high - low), low - high, {}
-    order = sorted(ends, key=ends.get)
-    for number, net in enumerate(order):
-        highest = high - gap * (len(order) - 1 - number)
-        place = max(place + gap, min(ends[net], highest))
-        places[net] = place
-    return places
-
-
 def _alike(table):
     """The rows of a table that were run, if there are any and all under the same conditions."""
     table = _runs(table)
@@ -440,102 +288,3 @@ def compared(table, error, first, second, words):
         f"{'higher' if after > before else 'lower'} than {first} with {before:.2f} % "
         f"({'one run each' if runs == 1 else f'means of {runs} runs or more'})."
     )
-
-
-STAGE_COLOURS = sns.color_palette("pastel", 5).as_hex()
-
-
-def figure_2():
-    """Fig. 2: residual learning, a building block."""
-    figure, axes = plt.subplots(figsize=(4.6, 3.8))
-    bottom = _block(axes, ["weight layer", "weight layer"], "x")
-    axes.text(-0.2, bottom + 0.7, "F(x)", ha="right", va="center")
-    axes.text(-0.35, bottom, "F(x) + x", ha="right", va="center")
-    axes.text(1.75, bottom / 2 + 0.3, "x\nidentity", ha="left", va="center")
-    return _bare(figure)
-
-
-def figure_5(nets):
-    """Fig. 5: the second block of nets, such as the basic block of ResNet-34 and the bottleneck of ResNet-50.
-
-    ``nets``: titles, each with a table of ``measure.layers``.
-    """
-    figure, row = plt.subplots(1, len(nets), figsize=(4 * len(nets), 4.8), sharey=True, squeeze=False)
-    for axes, (title, layers) in zip(row[0], nets.items(), strict=True):
-        block = layers[layers["name"].str.startswith("layer1.1.")]
-        labels = [f"{layer.kind.split()[0]}, {layer.channels}" for layer in block.itertuples()]
-        _block(axes, labels, f"{block['channels'].iloc[-1]}-d")
-        axes.set_title(title, fontsize=11)
-    return _bare(figure)
-
-
-def _block(axes, layers, above):
-    """Draw a residual block from the top (0, 0.9) down; returns the height of its addition."""
-    step, bottom, right, corner = 1.5, -1.5 * len(layers), 1.6, 0.3
-    _arrow(axes, (0, 0.9), (0, 0.25))
-    axes.text(-0.2, 0.7, above, ha="right", va="center")
-    for number, layer in enumerate(layers):
-        top, last = -step * number, number + 1 == len(layers)
-        _box(axes, 0, top, layer, 2.4, 0.5, STAGE_COLOURS[0])
-        _arrow(axes, (0, top - 0.25), (0, top - step + (0.2 if last else 0.25)))
-        if not last:
-            axes.text(0.15, top - step / 2, "relu", va="center", style="italic")
-    axes.text(0, bottom, "+", ha="center", va="center", fontsize=15, bbox={"boxstyle": "circle,pad=0.1", "fc": "white"})
-    _arrow(axes, (0, bottom - 0.2), (0, bottom - 0.85))
-    axes.text(0.15, bottom - 0.55, "relu", va="center", style="italic")
-    turns = [(0, 0.6), (right - corner, 0.6), (right, 0.6), (right, 0.6 - corner)]
-    turns += [(right, bottom + corner), (right, bottom), (right - corner, bottom), (0.22, bottom)]
-    around = Path(
-        turns, [Path.MOVETO, Path.LINETO, Path.CURVE3, Path.CURVE3, Path.LINETO, Path.CURVE3, Path.CURVE3, Path.LINETO]
-    )
-    axes.add_patch(FancyArrowPatch(path=around, arrowstyle="-|>", mutation_scale=12, color="0.25"))
-    axes.set(xlim=(-1.9, 2.9), ylim=(min(bottom - 1, axes.get_ylim()[0]), 1))
-    return bottom
-
-
-def figure_3(nets):
-    """Fig. 3: nets as columns of their weighted layers, with their shortcuts.
-
-    ``nets``: titles, each with a table of ``measure.layers``. One colour is one size of map, written beside its first
-    layer. A shortcut is drawn solid where it is an identity, dotted where dimensions grow.
-    """
-    height = max(len(layers) for layers in nets.values())
-    figure, row = plt.subplots(1, len(nets), figsize=(2.9 * len(nets), 0.27 * height + 1), sharey=True, squeeze=False)
-    for axes, (title, layers) in zip(row[0], nets.items(), strict=True):
-        sizes = list(layers["map"].unique())
-        for place, layer in enumerate(layers.itertuples()):
-            halving = "" if layer.stride == 1 else f", /{layer.stride}"
-            colour = "white" if layer.kind == "fc" else STAGE_COLOURS[sizes.index(layer.map) % len(STAGE_COLOURS)]
-            _box(axes, 0, -place, f"{layer.kind}, {layer.channels}{halving}", 2.2, 0.7, colour, fontsize=8)
-            if layer.kind != "fc" and layer.map not in layers["map"][:place].values:
-                axes.text(-1.2, -place, f"{layer.map}", ha="right", va="center", fontsize=8, color="0.35")
-            if place:
-                _arrow(axes, (0, 0.65 - place), (0, 0.35 - place), size=6)
-            if layer.around:
-                start, line = place - layer.around + 0.5, ":" if layer.grows else "-"
-                style = {"arrowstyle": "-|>", "mutation_scale": 7, "color": "0.25", "linestyle": line}
-                bow = {"connectionstyle": "arc3,rad=-0.55", "shrinkA": 0, "shrinkB": 0}
-                axes.add_patch(FancyArrowPatch((1.1, -start), (1.1, -place - 0.45), **style, **bow))
-        axes.set(xlim=(-1.7, 1.7), ylim=(-height, 0.6))
-        axes.set_title(title, fontsize=11)
-    return _bare(figure)
-
-
-def _box(axes, x, y, text, width, height, colour, fontsize=11):
-    corner = (x - width / 2, y - height / 2)
-    style = {"boxstyle": "round,pad=0,rounding_size=0.08", "facecolor": colour, "edgecolor": "0.25"}
-    axes.add_patch(FancyBboxPatch(corner, width, height, **style))
-    axes.text(x, y, text, ha="center", va="center", fontsize=fontsize)
-
-
-def _arrow(axes, start, end, size=12):
-    style = {"arrowstyle": "-|>", "mutation_scale": size, "color": "0.25", "shrinkA": 0, "shrinkB": 0}
-    axes.add_patch(FancyArrowPatch(start, end, **style))
-
-
-def _bare(figure):
-    for axes in figure.axes:
-        axes.axis("off")
-    figure.tight_layout()
-    plt.close(figure)
-    return figure

@@ -9,14 +9,16 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from replication import report, responses
-from replication.comparisons import VERDICTS
-from replication.files import write
+from replication import report
+from replication.engine.files import write
 from replication.paper import CLAIMS, FIGURE_7, TABLE_6
-from replication.records import all_finished, by_conditions, ended, json_text, read_checked
-from replication.verdicts import THEIRS
+from replication.report import layers
+from replication.report.claims import THEIRS
+from replication.report.comparisons import VERDICTS
+from replication.report.tables import KINDS
+from replication.runs.records import all_finished, by_conditions, ended, json_text, read_checked
 
-ROOT = Path(__file__).parent.parent  # of the source tree: README and notebooks lie there
+ROOT = Path(__file__).parents[2]  # of the source tree: README and notebooks lie there
 DATA = {
     "digits": "scikit-learn's handwritten digits, 8x8 pixels",
     "cifar10": "CIFAR-10",
@@ -154,7 +156,7 @@ def figures(records, folder):
     """
     saved = {}
     for number, (_, conditions, members) in enumerate(by_conditions(records), start=1):
-        panels = {words: _by_depth(members, kind) for kind, words in report.KINDS.items()}
+        panels = {words: _by_depth(members, kind) for kind, words in KINDS.items()}
         panels = {words: nets for words, nets in panels.items() if nets}
         if panels:
             report.save_figure(report.figure_6(members, panels, stacked=True), folder, f"errors_{number}")
@@ -162,7 +164,7 @@ def figures(records, folder):
         kept, _ = ended(members)
         measured = [record for net in FIGURE_7 for record in kept if record.net == net and len(record.layers)]
         if measured:
-            report.save_figure(responses.figure_7(measured), folder, f"responses_{number}")
+            report.save_figure(layers.figure_7(measured), folder, f"responses_{number}")
             saved[f"Standard deviations of layer responses, as Fig. 7: {conditions}."] = f"responses_{number}"
     return saved
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from replication.comparisons import (
+from replication.paper import CLAIMS, MULTIPLY_ADDS, TABLE_2, TABLE_6, WARMED_UP
+from replication.report.comparisons import (
     BEGINNING,
     EARLY,
     ONE_RUN,
@@ -26,8 +27,7 @@ from replication.comparisons import (
     mean_of,
     verdict,
 )
-from replication.paper import CLAIMS, MULTIPLY_ADDS, TABLE_2, TABLE_6, WARMED_UP
-from replication.records import by_conditions
+from replication.runs.records import by_conditions
 
 LEAST_VARIANCE = 0.01  # of what enters a layer; what leaves a ReLU has 0.34 behind batch norm as it is initialized
 EXTREME = 100  # times smaller than in the last layers gradients of the first ones vanish, that much larger they explode

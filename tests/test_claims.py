@@ -4,9 +4,10 @@ from dataclasses import replace
 import pytest
 import torch.nn.functional as F
 
-from replication import Run, comparisons, models, paper, report, trainers, verdicts
-from replication import records as kept
-from replication.comparisons import Check
+from replication import Run, models, paper, report, trainers
+from replication.report import claims, comparisons
+from replication.report.comparisons import Check
+from replication.runs import records as kept
 
 SPREAD = (0.0, 0.2, -0.2, 0.1, -0.1)  # of the errors of five seeds about their mean
 GOOD = {  # training and test errors in the paper's order
@@ -49,7 +50,7 @@ def verdict_of(records, number, **options):
 
 
 def test_every_claim_of_the_paper_has_a_criterion_and_a_row():
-    assert list(paper.CLAIMS) == list(verdicts.JUDGES) == list(range(1, 14))
+    assert list(paper.CLAIMS) == list(claims.JUDGES) == list(range(1, 14))
     card = report.scorecard([])
     assert card["claim"].tolist() == list(range(1, 14))
     assert (card["verdict"] == "not attempted").all()

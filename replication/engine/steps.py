@@ -1,21 +1,14 @@
 """One step of training, made fast: the net compiled where that pays, on a GPU the whole step replayed as a graph."""
 
 import contextlib
-import ctypes
-import importlib.util
-import os
-import shutil
-import sys
-import sysconfig
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from replication import models
-from replication.processes import Group
+from replication.engine.distributed import Group
+from replication.engine.machine import autocast
 
 EAGER_STEPS = 3  # before a CUDA graph is captured: libraries set up what they need, and so does the optimizer
 DEEPEST_COMPILED = 152  # layers: the time to compile grows with depth, to more than half an hour at 1202
@@ -24,40 +17,6 @@ DEEPEST_COMPILED = 152  # layers: the time to compile grows with depth, to more 
 def device_of(group=Group()):  # noqa: B008 (a tuple)
     """Where a process of a group trains: the CUDA device that is its own if there is one, else the CPU."""
     return f"cuda:{group.local_rank}" if torch.cuda.is_available() else "cpu"
-
-
-def keep_memory():
-    """Have glibc keep the freed blocks of a step for the next one instead of returning them to the system."""
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return  # another C library
-    for option, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 1 << 28)):  # mmap threshold, trim threshold, top pad
-        mallopt(option, value)
-
-
-def emulates_bfloat16(cpuinfo=Path("/proc/cpuinfo")):
-    """Whether bfloat16 is slower than float32 here, since this x86 processor has no instructions for it.
-
-    False where that is not known: on other processors, and with a GPU.
-    """
-    try:
-        lines = [] if torch.cuda.is_available() else cpuinfo.read_text().splitlines()
-    except OSError:  # not Linux
-        return False
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), None)
-    return flags is not None and not {"avx512_bf16", "amx_bf16"} & set(flags)
-
-
-def can_compile():
-    """Whether this machine has what ``torch.compile`` needs, and it is not disabled by ``TORCH_COMPILE_DISABLE=1``."""
-    if os.environ.get("TORCH_COMPILE_DISABLE") == "1" or not sys.platform.startswith("linux"):
-        return False
-    if torch.cuda.is_available() and importlib.util.find_spec("triton") is None:
-        return False
-    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    return headers and compiler is not None
 
 
 def compiled(net):
@@ -131,7 +90,7 @@ class Step:
         before = [buffer.clone() for buffer in self.net.buffers()]
         nothing = torch.zeros(images, 3, *size, device=self.device).to(memory_format=torch.channels_last)
         try:
-            with models.autocast(self.device, self.precision):
+            with autocast(self.device, self.precision):
                 outputs = self.forward(nothing)
             outputs.float().sum().backward()
         except RuntimeError as error:
@@ -208,7 +167,7 @@ class Step:
         for images, labels in parts:
             last = labels is parts[-1][1]
             with contextlib.nullcontext() if last or self.group.count == 1 else self.forward.no_sync():
-                with models.autocast(self.device, self.precision):
+                with autocast(self.device, self.precision):
                     logits = self.forward(images)
                 logits = logits.float()
                 loss = F.cross_entropy(logits, labels)

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from replication import forecasts, paper, steps, sweeps, trainers
-from replication.comparisons import interval_of_mean
-from replication.images import cores
-from replication.records import ended
+from replication import forecasts, paper, sweeps, trainers
+from replication.engine import steps
+from replication.engine.machine import cores
+from replication.report.comparisons import interval_of_mean
 from replication.runs import PRECISIONS, Run, grid, net_names, whole
+from replication.runs.environment import environment
+from replication.runs.records import ended
 
 SIZE = (32, 32)  # of CIFAR's images
 SIZES = {"cifar10": SIZE, "imagenet": (224, 224)}  # of what the paper's protocols train on
@@ -240,7 +242,7 @@ def protocol_times(planned, measured):
 
 def machine():
     """This machine in words: its processor or GPU, cores, and the version of torch."""
-    found = trainers.environment(steps.device_of())
+    found = environment(steps.device_of())
     device = found["processor"] if found["device"] == "cpu" else found["device"]
     return f"{device}, {found['cores']} cores, torch {found['torch']}"
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from replication import data
-from replication import photographs as reading
+from replication.data import imagenet as reading
 
 
 def photograph(path):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from replication import files
+from replication.engine import files
 
 CLASSES = {
     "cifar10": "airplane automobile bird cat deer dog frog horse ship truck",

@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
-from replication import forecasts, speed, trainers
-from replication.images import cores
+from replication import benchmark, forecasts, trainers
+from replication.engine.machine import cores
 
 
 def test_rounds_are_told_by_their_median_and_ends():
@@ -18,10 +18,10 @@ def test_rounds_are_told_by_their_median_and_ends():
             "limit": [1000.0] * 3,
         }
     )
-    (row,) = speed.summarized(rounds).to_dict("records")
+    (row,) = benchmark.summarized(rounds).to_dict("records")
     assert (row["rounds"], row["common"], row["ours"], row["ratio"]) == (3, 100, 300, 3)
     assert (row["ratio_min"], row["ratio_max"], row["of_limit"]) == (2, 4, 0.3)
-    shown = speed.readable(speed.summarized(rounds))
+    shown = benchmark.readable(benchmark.summarized(rounds))
     assert shown["ours / common loop"].tolist() == ["3.00 (2.00 to 4.00)"]
     assert shown["ours / ours in float32"].tolist() == ["1.00 (0.25 to 3.00)"]
     assert shown["common loop, images/s"].tolist() == ["100 (90 to 200)"]
@@ -35,25 +35,25 @@ def test_precisions_are_compared_seed_by_seed(make):
         for precision, by in (("float32", 0), ("bfloat16", worse)):
             records.append(make(error / 2, error + by, net="resnet-20", seed=seed, precision=precision))
     records.append(make(5.0, 50.0, net="resnet-20", seed=7))  # without a counterpart
-    train, test = speed.precisions(records).to_dict("records")
+    train, test = benchmark.precisions(records).to_dict("records")
     assert (test["error"], test["seeds"], test["float32"]) == ("test", 3, 14)
     half = 4.302653 * 0.2 / 3**0.5
     assert (test["difference"], test["low"], test["high"]) == pytest.approx((0.4, 0.4 - half, 0.4 + half), abs=1e-4)
     assert (train["difference"], train["low"], train["high"]) == (0, 0, 0)
-    assert speed.readable(speed.precisions(records))["bfloat16 less float32, points"].tolist() == [
+    assert benchmark.readable(benchmark.precisions(records))["bfloat16 less float32, points"].tolist() == [
         "+0.00 (+0.00 to +0.00)",
         "+0.40 (-0.10 to +0.90)",
     ]
 
 
 def test_without_records_there_is_a_table_without_rows():
-    table = speed.precisions([])
-    assert list(table) == speed.COMPARED
-    assert speed.readable(table).empty
+    table = benchmark.precisions([])
+    assert list(table) == benchmark.COMPARED
+    assert benchmark.readable(table).empty
 
 
 def test_the_protocols_are_those_of_the_paper():
-    planned = speed.protocols()
+    planned = benchmark.protocols()
     assert len(planned["3_cifar_depths"]) == 6  # Table 6
     assert {run.name.depth for run in planned["3_cifar_depths"]} == {20, 32, 44, 56, 110, 1202}
     assert len(planned["6_imagenet"]) == 9
@@ -64,15 +64,15 @@ def test_the_protocols_are_those_of_the_paper():
 
 def test_times_follow_from_what_was_measured():
     """Two nets are measured; one as deep as in the middle, in multiply-adds, takes the time in the middle."""
-    planned = speed.planned([2, 5])
+    planned = benchmark.planned([2, 5])
     ends = {run: trainers.cost(run, (32, 32)) / 1e11 for run in planned["5_layer_responses"]}
     measured = {run: ends[run] for run in ends if run.net in ("plain-20", "resnet-110")}
-    nets = speed.net_times(planned, measured).set_index("net")
+    nets = benchmark.net_times(planned, measured).set_index("net")
     assert set(nets.index) == {run.net for runs in planned.values() for run in runs}
     assert nets["how"].value_counts().to_dict() == {"computed": 7, "measured": 2}
     for run, seconds in ends.items():
         assert nets.loc[run.net, "speed"] == pytest.approx(128 / seconds, rel=1e-6)
-    times = speed.protocol_times(planned, measured).set_index("notebook")
+    times = benchmark.protocol_times(planned, measured).set_index("notebook")
     alone = nets.loc[[run.net for run in planned["5_layer_responses"]], "seconds"].sum()
     workers = max(1, cores() // max(trainers.threads_for(run, (32, 32)) for run in ends))
     assert alone / workers <= times.loc["5_layer_responses", "seconds"] * 1.0001 <= alone * 1.0002
@@ -80,36 +80,36 @@ def test_times_follow_from_what_was_measured():
 
 
 def test_nothing_planned_takes_no_time():
-    assert speed.measure({}) == {}
-    assert speed.net_times({}, {}).empty
-    assert speed.protocol_times({}, {}).empty
+    assert benchmark.measure({}) == {}
+    assert benchmark.net_times({}, {}).empty
+    assert benchmark.protocol_times({}, {}).empty
 
 
 def test_unknown_choices_are_refused():
     with pytest.raises(ValueError, match="notebook 7: choose 0, 2, 3, 4, 5, 6"):
-        speed.planned([0, 7])
+        benchmark.planned([0, 7])
     with pytest.raises(ValueError, match="precision 'float16': choose float32, bfloat16"):
-        speed.planned([0], "float16")
+        benchmark.planned([0], "float16")
     with pytest.raises(ValueError, match="rounds 0: give at least 1"):
-        speed.compare(["resnet-8"], rounds=0)
-    assert list(speed.planned([4, 2])) == ["4_shortcuts", "2_plain_vs_residual"]
+        benchmark.compare(["resnet-8"], rounds=0)
+    assert list(benchmark.planned([4, 2])) == ["4_shortcuts", "2_plain_vs_residual"]
 
 
 def test_ratios_and_limit_follow_from_what_is_measured(monkeypatch):
     """Two operations a multiply-add, three passes; ResNet-20 has 40.6 million of them. Batches of 128."""
     seconds = {"float32": 0.64, "bfloat16": 1.92}
-    monkeypatch.setattr(speed, "matrix_product", lambda precision: 1e12)
-    monkeypatch.setattr(speed, "common_loop", lambda *_: 100.0)
+    monkeypatch.setattr(benchmark, "matrix_product", lambda precision: 1e12)
+    monkeypatch.setattr(benchmark, "common_loop", lambda *_: 100.0)
     monkeypatch.setattr(forecasts, "iteration_seconds", lambda run, *_: seconds[run.precision])
-    monkeypatch.setattr(speed, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(speed.sweeps, "local_pool", Here)
-    table = speed.compare(["resnet-20"], rounds=2)
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(benchmark.sweeps, "local_pool", Here)
+    table = benchmark.compare(["resnet-20"], rounds=2)
     assert table["precision"].tolist() == ["float32", "bfloat16"] * 2
     assert table["ours"].tolist() == pytest.approx([200, 200 / 3] * 2)
     assert table["ratio"].tolist() == pytest.approx([2, 2 / 3] * 2)
     assert table["over_float32"].tolist() == pytest.approx([1, 1 / 3] * 2)
     assert table["limit"].iloc[0] == pytest.approx(1e12 / (6 * 40.6e6), rel=0.01)
-    alone = speed.compare(["resnet-20"], rounds=1, precisions=["bfloat16"])
+    alone = benchmark.compare(["resnet-20"], rounds=1, precisions=["bfloat16"])
     assert alone["over_float32"].isna().all()
 
 
