@@ -101,7 +101,7 @@ def compare(nets, rounds=5, iterations=20, precisions=("float32", "bfloat16"), w
     """Our training against the common loop, alternating: a row for each net, precision and round.
 
     Columns: net, precision, round; common, ours: images per second; ratio; over_float32: ours over ours in float32,
-    about a third where bfloat16 is emulated; limit: the images per second that the matrix product of this precision
+    well below 1 where bfloat16 is emulated; limit: the images per second that the matrix product of this precision
     would allow if it were all there is to a step.
     Each side runs in a process of its own, ours as a run is trained, the other as a user would start it; one waits
     while the other is timed. Compiling is not timed.

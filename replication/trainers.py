@@ -196,7 +196,7 @@ def warn_of_precision(runs):
     """Say in a line, before they are trained, if this processor is slower in the precision of some of these runs."""
     if any(run.precision == "bfloat16" for run in runs) and machine.emulates_bfloat16():
         print(
-            "This processor has no instructions for bfloat16 (avx512_bf16 or amx_bf16): it is emulated, about three "
+            "This processor has no instructions for bfloat16 (avx512_bf16 or amx_bf16): it is emulated, two to three "
             'times slower than float32. Choose precision "float32".',
             flush=True,
         )
