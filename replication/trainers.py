@@ -10,8 +10,7 @@ import signal
 import tempfile
 import threading
 import time
-import uuid
-from dataclasses import asdict
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -19,8 +18,8 @@ import torch.distributed as dist
 
 from replication import data as datasets
 from replication import evaluate, measure, runs
-from replication.engine import files, machine, steps
-from replication.engine.distributed import Group, launch, members
+from replication.engine import checkpoint, files, machine, steps
+from replication.engine.distributed import Group, check_alike, launch, members
 from replication.engine.machine import cores
 from replication.engine.progress import progress_bar
 from replication.runs import records
@@ -32,8 +31,6 @@ CHECKPOINT_SECONDS = 60
 LOCK_SECONDS = 5  # between looks of a group of processes at the lock of another
 ONE_AT_A_TIME = threading.Lock()  # torch's generator, threads and convolution settings are the whole process's
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
-STATE = ("iteration", "history", "layers", "seconds", "training_seconds", "unreadable", "notes", "diverged")
-KEPT = ("environment", "threads", "compiled", "net", "optimizer", "totals")  # in a checkpoint beside these
 STOP = threading.Event()  # asks the training in this process to end, with a checkpoint, after the iteration it is in
 UNDER_WAY = threading.Event()  # there is something to keep of the training in this process
 COMPILED_FROM = 5e12  # multiply-adds of all forward passes of a run: below, compiling takes longer than it saves
@@ -172,7 +169,11 @@ def _train(run, results, dataset, group, progress=False):
     if group.rank == 0:
         files.remove_parts(folder)
     with computing(run, dataset.size, group.local_count):
-        _Training(run, dataset, folder, group).finish(progress)
+        check_processes(run, group.count)
+        try:
+            fit(run, dataset, folder, group, progress)
+        finally:
+            UNDER_WAY.clear()
 
 
 def train_elsewhere(run, data="data", fingerprint=None, weights=False):
@@ -244,11 +245,80 @@ def new_step(run, classes, group=Group()):  # noqa: B008 (a tuple)
     return steps.Step(net, run.settings, run.precision, group)
 
 
+@dataclass
+class State:
+    """How far a run is, and what was recorded on the way: in every checkpoint, beside net and optimizer."""
+
+    iteration: int = 0
+    history: list = field(default_factory=list)  # the rows of history.csv
+    layers: list = field(default_factory=list)  # the rows of layers.csv
+    seconds: float = 0.0
+    training_seconds: float = 0.0  # without tests and measurements
+    unreadable: dict = field(default_factory=dict)  # {file: error}
+    notes: list = field(default_factory=list)  # sentences that belong into the record
+    diverged: int | None = None  # the iteration after which the loss was found to be no longer finite
+    environment: dict | None = None  # in which the run was begun
+
+    def current_errors(self):
+        """The last errors in words: "train 51.0 %, test 36.3 %"."""
+        words = []
+        for part in ("train", "test"):
+            measured = [row[f"{part}_error"] for row in self.history if row[f"{part}_error"] is not None]
+            words += [f"{part} {measured[-1]:.1f} %"] if measured else []
+        return ", ".join(words)
+
+
+def fit(run, dataset, folder, group, progress=False):
+    """Train a run from its last checkpoint, or from the start, to its end, and write its record (sections 3.4, 4.2).
+
+    Every process of a group does this and holds the same: gradients, running statistics and errors are those of the
+    whole batch. So any number of processes gives the same result but for the order of sums, and the first one's
+    checkpoint is everybody's. Raises KeyboardInterrupt, with a checkpoint written, when it is asked to stop.
+    """
+    recipe, part = run.settings, dataset.hold_out(run.holdout)
+    reading = {"workers": max(1, cores() // group.local_count), "unreadable": run.unreadable}
+    step = new_step(run, len(part.classes), group)
+    batches = part.batches(recipe.batch, run.seed, step.device, group[:2], iterations=recipe.iterations, **reading)
+    log = _Log(run, part, dataset.fingerprint, folder, step, batches, reading)
+    state = log.state
+    step.begin(part.size, log.compiled)
+    log.begin()
+    with (
+        _stoppable(group) as stopped,
+        progress_bar(recipe.iterations, run.net, "iterations", not progress, state.iteration) as bar,
+    ):
+        bar.set_postfix_str(state.current_errors(), refresh=False)
+        while state.iteration < recipe.iterations and state.diverged is None and not stopped():
+            images, labels = batches(state.iteration)
+            rate = recipe.learning_rate(state.iteration, state.history)
+            if state.iteration == 0:
+                log.measure_layers(images, labels)
+            step(images, labels, rate)
+            state.iteration += 1
+            if log.row_is_due():
+                log.add_row(images, labels, rate)
+                bar.set_postfix_str(state.current_errors(), refresh=False)
+            if log.checkpoint_is_due():
+                log.save_checkpoint()
+            bar.update()
+        interrupted = stopped()
+    if state.iteration < recipe.iterations and state.diverged is None:
+        log.interrupt()
+    else:
+        log.finish()
+    if interrupted:
+        raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def _stoppable():
-    """Have the first interrupt set ``STOP`` instead, where interrupts come to this thread; the next is one again."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+def _stoppable(group):
+    """Have the first interrupt end the training after its iteration; the next is a KeyboardInterrupt at once.
+
+    Gives what says whether it is to end. Of several processes none may end before the others: none is asked.
+    """
+    UNDER_WAY.set()
+    if group.count > 1:
+        yield lambda: False
         return
     before = signal.getsignal(signal.SIGINT)
 
@@ -256,195 +326,182 @@ def _stoppable():
         STOP.set()
         signal.signal(signal.SIGINT, before)
 
-    if callable(before):  # neither ignored, as in processes that are told by their parent, nor left to the system
+    # Interrupts come to the main thread alone. Processes that are told by their parent ignore them.
+    ours = threading.current_thread() is threading.main_thread() and callable(before)
+    if ours:
         signal.signal(signal.SIGINT, stop)
     try:
-        yield
+        yield STOP.is_set
     finally:
-        if callable(before):
+        if ours:
             signal.signal(signal.SIGINT, before)
             STOP.clear()
 
 
-def _current_errors(history):
-    """The last errors of a history in words: "train 51.0 %, test 36.3 %"."""
-    words = []
-    for part in ("train", "test"):
-        measured = [row[f"{part}_error"] for row in history if row[f"{part}_error"] is not None]
-        words += [f"{part} {measured[-1]:.1f} %"] if measured else []
-    return ", ".join(words)
+class _Log:
+    """Keeps the record and the checkpoints of a run while it is trained; of a group the first process writes them."""
 
-
-class _Training:
-    """A run on its way: the net, its optimizer, the history so far.
-
-    Every process of a group holds the same: gradients, running statistics and errors are those of the whole batch. So
-    any number of processes gives the same result but for the order of sums, and the first one's checkpoint is all's.
-    """
-
-    def __init__(self, run, dataset, folder, group):
-        self.run, self.folder, self.fingerprint, self.group = run, folder, dataset.fingerprint, group
-        self.recipe = run.settings
-        check_processes(run, group.count)
-        self.device = steps.device_of(group)
-        self.dataset = dataset.hold_out(run.holdout)
-        self.reading = {"workers": max(1, cores() // group.local_count), "unreadable": run.unreadable}
-        self.batches = self.dataset.batches(
-            self.recipe.batch, run.seed, self.device, group[:2], iterations=self.recipe.iterations, **self.reading
-        )
-        self.points, self.test_points, self.layer_points = recording_points(self.recipe, len(self.dataset.test.labels))
-        self.compiled = compiles(run, dataset.size, group.count)
-        self.step = new_step(run, len(self.dataset.classes), group)
-        self.net, self.totals = self.step.net, self.step.totals
-        self.batches.unreadable |= self.dataset.unreadable(run.unreadable)
-        self.iteration, self.history, self.layers, self.unreadable, self.notes = 0, [], [], {}, []
-        self.diverged, self.begun = None, None
-        self.seconds = self.training_seconds = 0.0
-        self._resume()
-        if group.count > 1:
-            self._check_alike()
-        self.step.begin(self.dataset.size, self.compiled)
-
-    def finish(self, progress=False):
-        """Train to the last iteration and write the record; the summary comes last, since it says that all is there.
-
-        progress: show a bar of iterations and errors.
-        """
-        made = environment(self.device, self.group.count, self.compiled)
-        self._compare(made)
-        self._write("run.json", records.run_text(self.run, self.fingerprint))
-        self._write("environment.json", records.json_text(made))
-        self._report_unreadable()
+    def __init__(self, run, dataset, fingerprint, folder, step, batches, reading):
+        self.run, self.recipe, self.dataset, self.folder = run, run.settings, dataset, folder
+        self.step, self.group, self.batches, self.reading = step, step.group, batches, reading
+        self.fingerprint, self.origin = fingerprint, records.origin(run, fingerprint)
+        self.points, self.test_points, self.layer_points = recording_points(self.recipe, len(dataset.test.labels))
+        self.compiled = compiles(run, dataset.size, self.group.count)
+        self.batches.unreadable |= dataset.unreadable(run.unreadable)
+        self.state = self._resumed()
         self.started = self.saved = time.perf_counter()
-        try:
-            with _stoppable() if self.group.count == 1 else contextlib.nullcontext(), self._bar(progress) as bar:
-                self._iterate(bar)
-                stopped = STOP.is_set() and self.group.count == 1
-            if self.iteration < self.recipe.iterations and self.diverged is None:
-                self._stop()
-            self._end()
-            if stopped:  # in the last iteration
-                raise KeyboardInterrupt
-        finally:
-            UNDER_WAY.clear()
+        if self.group.count > 1:
+            seen = {"runs": run.id, "images": fingerprint, "checkpoints": self.state.iteration}
+            check_alike(self.group, folder, seen)
 
-    def _bar(self, progress):
-        return progress_bar(self.recipe.iterations, self.run.net, "iterations", not progress, self.iteration)
-
-    def _iterate(self, bar):
-        bar.set_postfix_str(_current_errors(self.history), refresh=False)
-        while self.iteration < self.recipe.iterations and self.diverged is None:
-            if STOP.is_set() and self.group.count == 1:  # of several processes none may end before the others
-                return
-            self._train()
-            if self._due():
-                self._record()
-                bar.set_postfix_str(_current_errors(self.history), refresh=False)
-            bar.update()
-            if self.group.rank == 0 and time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
-                self._save()
-
-    def _end(self):
-        if self.diverged is not None:
-            rate = self.history[-1]["lr"]
-            self._note(f"diverged: the loss was no longer finite after {self.diverged:,} iterations, at {rate:g}")
-        else:
-            weights = {name: value.cpu() for name, value in self.net.state_dict().items()}
-            for name, value in weights.items():
-                if name.endswith("num_batches_tracked"):
-                    value.fill_(self.iteration)  # of whole batches, in however many groups they were trained
-            content = io.BytesIO()  # torch would hide why a file cannot be written
-            torch.save(weights, content)
-            self._write("weights.pt", content.getvalue())
-        summary = self._summary()
+    def _resumed(self):
+        names = [field.name for field in fields(State)]
+        stored, damaged, notes = checkpoint.load(
+            self.folder, self.origin, [*names, "threads", "compiled", *self.step.state_dict()]
+        )
         if self.group.rank == 0:
-            records.write_summary(self.folder, summary)
-            records.remove_checkpoints(self.folder)
-        self._wait()
+            checkpoint.quarantine(damaged)
+        state = State()
+        if stored is not None:
+            torch.set_num_threads(stored["threads"])
+            self.compiled = stored["compiled"] and self.group.count == 1 and machine.can_compile()
+            self.step.load_state_dict(stored)
+            state = State(**{name: stored[name] for name in names})
+        for note in notes:
+            self._note(note, state)
+        return state
 
-    def _stop(self):
-        """End with a checkpoint, as the main process or an interrupt asked for."""
-        if self.iteration:
-            self._save()
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # else its main process tells
-            how = f"goes on from there: a checkpoint is in {self.folder}" if self.iteration else "begins it"
+    def begin(self):
+        """Write what is known before the first iteration."""
+        state, now = self.state, environment(self.step.device, self.group.count, self.compiled)
+        state.environment = begun = state.environment or now
+        names = ("torch", "device", "processor", "processes", "compiled")
+        changed = [f"{name} {begun[name]}" for name in names if begun[name] != now[name]]
+        if changed:  # the result is equal but for the last digits
+            self._note(
+                f"begun with {', '.join(changed)}, gone on after {state.iteration:,} iterations with others", state
+            )
+        self._write("run.json", records.run_text(self.run, self.fingerprint))
+        self._write("environment.json", records.json_text(now))
+        self._list_unreadable()
+        self.started = self.saved = time.perf_counter()
+
+    def row_is_due(self):
+        """Whether a row is added now: during a warm-up after whole epochs, since their errors end it."""
+        iteration = self.state.iteration
+        if self.recipe.warming(self.state.history) and iteration < self.recipe.iterations:
+            return iteration % math.ceil(len(self.dataset.train.labels) / self.recipe.batch) == 0
+        return iteration in self.points
+
+    def add_row(self, images, labels, rate):
+        """Add a row to the history: the training error is the mean over all batches since the row before."""
+        state = self.state
+        last = state.history[-1]["iteration"] if state.history else 0
+        seen = (state.iteration - last) * self.recipe.batch
+        loss, wrong = (total / seen for total in self.step.pop_totals())
+        if not math.isfinite(loss):
+            state.diverged, loss = state.iteration, None
+        row = {"iteration": state.iteration, "lr": rate, "train_error": 100 * wrong, "train_loss": loss}
+        passed = set(range(last + 1, state.iteration + 1))  # a warm-up has rows at other iterations than the points
+        started = time.perf_counter()
+        row |= self._tested(bool(self.test_points & passed) and state.diverged is None)
+        if self.layer_points & passed and state.diverged is None:
+            self.measure_layers(images, labels)
+        evaluation = time.perf_counter() - started
+        self._count_time()
+        state.training_seconds -= evaluation
+        state.history.append(row | {"seconds": state.seconds})
+        self._write("history.csv", records.rows_text(state.history))
+        self._list_unreadable()
+
+    def _tested(self, due):
+        """Error and loss of the test part, and of what is held out: None unless they are due."""
+        parts = {"test": self.dataset.test} | ({"val": self.dataset.validation} if self.run.holdout else {})
+        measured = {}
+        for part, images in parts.items():
+            error = loss = None
+            if due:
+                views = self.dataset.views(
+                    images, self.step.device, self.group[:2], failed=self.batches.unreadable, **self.reading
+                )
+                kept = [] if part == "test" and self.state.iteration == self.recipe.iterations else None
+                error, loss = evaluate.single_view(self.step.net, views, self.step.device, self.run.precision, kept)
+                if kept is not None:
+                    self._keep_predictions(torch.cat(kept, dim=1))
+                if not math.isfinite(loss):
+                    loss = None  # of a net that is on its way to diverge, or just past its end
+            measured |= {f"{part}_error": error, f"{part}_loss": loss}
+        return measured
+
+    def measure_layers(self, images, labels):
+        """Add rows to ``layers.csv``, on what batch norm sees at once of the batch that is being trained on."""
+        if self.group.rank == 0:
+            seen = images[: self.recipe.group], labels[: self.recipe.group]
+            rows = measure.signals(self.step.net, *seen, self.run.precision)
+            self.state.layers += [{"iteration": self.state.iteration} | row for row in rows]
+            self._write("layers.csv", records.rows_text(self.state.layers, (), digits=6))
+
+    def checkpoint_is_due(self):
+        return self.group.rank == 0 and time.perf_counter() - self.saved > CHECKPOINT_SECONDS
+
+    def save_checkpoint(self):
+        self._count_time()
+        state = {"threads": torch.get_num_threads(), "compiled": self.compiled, **self.step.state_dict()}
+        checkpoint.save(self.folder, self.origin, state | vars(self.state))
+        self.saved = time.perf_counter()
+
+    def interrupt(self):
+        """Leave a checkpoint, and say so unless the main process does."""
+        iteration = self.state.iteration
+        if iteration:
+            self.save_checkpoint()
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            how = f"goes on from there: a checkpoint is in {self.folder}" if iteration else "begins it"
             print(
-                f"{self.run.id} was interrupted after {self.iteration:,} of {self.recipe.iterations:,} iterations. "
+                f"{self.run.id} was interrupted after {iteration:,} of {self.recipe.iterations:,} iterations. "
                 f"The same call {how}.",
                 flush=True,
             )
-        raise KeyboardInterrupt
 
-    def _write(self, name, content):
-        """Write a file of the record: the first process does so for all."""
+    def finish(self):
+        """Write the weights and, last of all, the summary: it says that everything is there."""
+        state = self.state
+        if state.diverged is None:
+            weights = {name: value.cpu() for name, value in self.step.net.state_dict().items()}
+            for name, value in weights.items():
+                if name.endswith("num_batches_tracked"):
+                    value.fill_(state.iteration)  # of whole batches, in however many groups they were trained
+            content = io.BytesIO()  # torch would hide why a file cannot be written
+            torch.save(weights, content)
+            self._write("weights.pt", content.getvalue())
+        else:
+            rate = state.history[-1]["lr"]
+            self._note(
+                f"diverged: the loss was no longer finite after {state.diverged:,} iterations, at {rate:g}", state
+            )
+        summary = self._summary()
         if self.group.rank == 0:
-            files.write(self.folder / name, content)
-
-    def _wait(self):
+            records.write_summary(self.folder, summary)
+            checkpoint.remove(self.folder)
         if self.group.count > 1:
             dist.barrier()
 
-    def _due(self):
-        """Whether a row is recorded now: during a warm-up after whole epochs, since their errors end it."""
-        if self.recipe.warming(self.history) and self.iteration < self.recipe.iterations:
-            epoch = math.ceil(len(self.dataset.train.labels) / self.recipe.batch)
-            return self.iteration % epoch == 0
-        return self.iteration in self.points
-
-    def _train(self):
-        images, labels = self.batches(self.iteration)
-        self.rate = self.recipe.learning_rate(self.iteration, self.history)
-        self.seen = images[: self.recipe.group], labels[: self.recipe.group]
-        if self.iteration == 0:
-            self._measure_layers()
-        self.step(images, labels, self.rate)
-        self.iteration += 1
-        UNDER_WAY.set()
-
-    def _record(self):
-        """Add a row to the history: the training error is the mean over all batches since the row before."""
-        seen = (self.iteration - (self.history[-1]["iteration"] if self.history else 0)) * self.recipe.batch
-        loss, wrong = (self.totals / seen).tolist()
-        if not math.isfinite(loss):
-            self.diverged, loss = self.iteration, None
-        self.totals.zero_()
-        row = {"iteration": self.iteration, "lr": self.rate, "train_error": 100 * wrong, "train_loss": loss}
-        started = time.perf_counter()
-        parts = {"test": self.dataset.test} | ({"val": self.dataset.validation} if self.run.holdout else {})
-        for part, images in parts.items():
-            error = measured = None
-            if self._reached(self.test_points) and self.diverged is None:
-                views = self.dataset.views(
-                    images, self.device, self.group[:2], failed=self.batches.unreadable, **self.reading
-                )
-                kept = [] if part == "test" and self.iteration == self.recipe.iterations else None
-                error, measured = evaluate.single_view(self.net, views, self.device, self.run.precision, kept)
-                if kept is not None:
-                    self._keep_predictions(torch.cat(kept, dim=1))
-            if measured is not None and not math.isfinite(measured):
-                measured = None  # of a net that is on its way to diverge, or just past its end
-            row |= {f"{part}_error": error, f"{part}_loss": measured}
-        if self._reached(self.layer_points) and self.diverged is None:
-            self._measure_layers()
-        evaluation = time.perf_counter() - started
+    def _summary(self):
+        state = self.state
         self._count_time()
-        self.training_seconds -= evaluation
-        self.history.append(row | {"seconds": self.seconds})
-        self._write("history.csv", records.rows_text(self.history))
-        self._report_unreadable()
-
-    def _reached(self, points):
-        """Whether one of these numbers of iterations was reached since the row before: a warm-up has rows at others."""
-        last = self.history[-1]["iteration"] if self.history else 0
-        return not points.isdisjoint(range(last + 1, self.iteration + 1))
-
-    def _measure_layers(self):
-        """Add rows to ``layers.csv``, on what batch norm saw at once of the batch that is being trained on."""
-        if self.group.rank == 0:
-            images, labels = self.seen
-            rows = measure.signals(self.net, images, labels, self.run.precision)
-            self.layers += [{"iteration": self.iteration} | row for row in rows]
-            self._write("layers.csv", records.rows_text(self.layers, (), digits=6))
+        errors = {name: value for name, value in state.history[-1].items() if name.endswith(("_error", "_loss"))}
+        if state.diverged is not None:  # errors of a net whose weights are no numbers say nothing
+            errors = dict.fromkeys(errors) | {"diverged": state.diverged}
+        return {
+            **errors,
+            "parameters": measure.parameters(self.step.net),
+            "multiply_adds": measure.multiply_adds(self.step.net, self.dataset.size),
+            "seconds": state.seconds,
+            "images_per_second": state.iteration * self.recipe.batch / state.training_seconds,
+            "iterations": self.recipe.iterations,
+            "unreadable": len(state.unreadable),
+            **({"notes": state.notes} if state.notes else {}),
+        }
 
     def _keep_predictions(self, mine):
         """Write labels and predicted classes of all test images, of which each process has its own, in turns."""
@@ -456,159 +513,28 @@ class _Training:
             rows = [{"label": label, "predicted": predicted} for label, predicted in together.T.tolist()]
             self._write("predictions.csv", records.rows_text(rows, ()))
 
-    def _report_unreadable(self):
+    def _list_unreadable(self):
         """Keep a list of the files that could not be read by any of the processes."""
-        known = len(self.unreadable)
-        for found in self.group.gather(self.batches.unreadable):
-            self.unreadable |= found
-        if len(self.unreadable) > known:
-            lines = [f"{self.dataset.folder / path}: {error}\n" for path, error in sorted(self.unreadable.items())]
+        unreadable = self.state.unreadable
+        known = len(unreadable)
+        for failed in self.group.gather(self.batches.unreadable):
+            unreadable |= failed
+        if len(unreadable) > known:
+            lines = [f"{self.dataset.folder / path}: {error}\n" for path, error in sorted(unreadable.items())]
             self._write("unreadable.txt", "".join(lines))
-
-    def _check_alike(self):
-        """Raise ValueError unless all processes train the same run on the same images and see the same results."""
-        mark = self.folder / "group.part"
-        (name, *_) = self.group.gather(uuid.uuid4().hex)
-        self._write(mark.name, name)
-        self._wait()
-        deadline = time.monotonic() + 60  # a network's file system may show a new file late
-        while not mark.exists() and time.monotonic() < deadline:
-            time.sleep(0.5)
-        seen = {
-            "runs": self.run.id,
-            "images": self.fingerprint,
-            "checkpoints": self.iteration,
-            "folders of results": mark.read_text() if mark.exists() else None,
-        }
-        for what, value in seen.items():
-            values = self.group.gather(value)
-            if len(set(values)) > 1:
-                raise ValueError(
-                    f"{self.run.id}: its processes see different {what} ({', '.join(map(str, values))}): on all "
-                    "machines give the same options, the same images, and a folder of results that all of them see"
-                )
-        if self.group.rank == 0:
-            mark.unlink(missing_ok=True)
 
     def _count_time(self):
         now = time.perf_counter()
-        self.seconds += now - self.started
-        self.training_seconds += now - self.started
+        self.state.seconds += now - self.started
+        self.state.training_seconds += now - self.started
         self.started = now
 
-    def _summary(self):
-        last = self.history[-1]
-        self._count_time()
-        ended = {name: last[name] for name in last if name.endswith(("_error", "_loss"))}
-        if self.diverged is not None:  # errors of a net whose weights are no numbers say nothing
-            ended = dict.fromkeys(ended) | {"diverged": self.diverged}
-        return {
-            **ended,
-            "parameters": measure.parameters(self.net),
-            "multiply_adds": measure.multiply_adds(self.net, self.dataset.size),
-            "seconds": self.seconds,
-            "images_per_second": self.iteration * self.recipe.batch / self.training_seconds,
-            "iterations": self.recipe.iterations,
-            "unreadable": len(self.unreadable),
-            **({"notes": self.notes} if self.notes else {}),
-        }
-
-    def _note(self, text):
+    def _note(self, text, state):
         """Say something that also belongs into the record."""
         if self.group.rank == 0:
             print(f"{self.run.id}: {text}", flush=True)
-        self.notes.append(text)
+        state.notes.append(text)
 
-    def _compare(self, made):
-        """Note it if this run was begun elsewhere or by other versions: then it is equal but for the last digits."""
-        self.begun = self.begun or made
-        names = ("torch", "device", "processor", "processes", "compiled")
-        changed = [f"{name} {self.begun[name]}" for name in names if self.begun[name] != made[name]]
-        if changed:
-            self._note(f"begun with {', '.join(changed)}, gone on after {self.iteration:,} iterations with others")
-
-    def _save(self):
-        self._count_time()
-        state = {
-            "version": records.VERSION,
-            "run": asdict(self.run),
-            "recipe": repr(self.recipe),
-            "fingerprint": self.fingerprint,
-            "environment": self.begun,
-            "threads": torch.get_num_threads(),
-            "compiled": self.compiled,
-            "net": self.net.state_dict(),
-            "optimizer": self.step.optimizer.state_dict(),
-            "totals": self.totals,
-            **{name: getattr(self, name) for name in STATE},
-        }
-        content = io.BytesIO()
-        torch.save(state, content)
-        last, before = (self.folder / name for name in records.CHECKPOINTS)
-        files.write_sealed(last, content.getvalue(), before)
-        self.saved = time.perf_counter()
-
-    def _resume(self):
-        state = self._checkpoint()
-        if state is None:
-            return
-        torch.set_num_threads(state["threads"])
-        self.compiled = state["compiled"] and self.group.count == 1 and machine.can_compile()
-        self.net.load_state_dict(state["net"])
-        self.step.optimizer.load_state_dict(state["optimizer"])
-        self.totals.copy_(state["totals"])
-        self.begun = state["environment"]
-        found = self.notes  # of this checkpoint
-        for name in STATE:
-            setattr(self, name, state[name])
-        self.notes += found
-
-    def _checkpoint(self):
-        """The last checkpoint that is not damaged; None if there is none."""
-        damaged = []
-        for path in (self.folder / name for name in records.CHECKPOINTS):
-            try:
-                state = files.load(io.BytesIO(files.read_sealed(path)))
-                theirs, _ = self._origin(state), [state[name] for name in (*STATE, *KEPT)]
-            except FileNotFoundError:
-                continue
-            except files.DamagedError as error:
-                damaged.append(path)
-                self._note(str(error))
-                continue
-            except (ValueError, LookupError, TypeError) as error:
-                raise ValueError(
-                    f"{path} is no checkpoint of this version of the code ({error}): "
-                    f"remove {self.folder} to begin again"
-                ) from error
-            for words, value in self._origin().items():
-                if theirs[words] != value:
-                    raise ValueError(
-                        f"{path} was made {words.format(self.run.dataset)}, or remove {self.folder} to begin again"
-                    )
-            if damaged:
-                self._note(f"went on from the checkpoint before, of {state['iteration']:,} iterations")
-            break
-        else:
-            state = None
-            if damaged:
-                self._note("no checkpoint was left to go on from: began again")
+    def _write(self, name, content):
         if self.group.rank == 0:
-            for path in damaged:  # it would take the place of a good one
-                path.replace(path.with_name(f"{path.stem}-damaged.pt"))
-        return state
-
-    def _origin(self, state=None):
-        """What must be the same for a checkpoint to be gone on from: of a state, or of this run."""
-        state = state or {
-            "fingerprint": self.fingerprint,
-            "run": asdict(self.run),
-            "recipe": repr(self.recipe),
-            "version": records.VERSION,
-        }
-        return {
-            "from other images than {!r} now holds: bring these back": state["fingerprint"],
-            "for another run: put it back where it was": state["run"],
-            "with another recipe: bring this back": state["recipe"],
-            "by another version of the code, whose results differ: go on with that": state["version"],
-        }
+            files.write(self.folder / name, content)

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from replication import Run, finished, recipes, run_all, trainers
-from replication.engine import files
+from replication.engine import checkpoint, files
 from replication.runs import records
 
 SWEEP = [  # about 4 s on one core, among them a plateau, a warm-up, groups and held out images
@@ -226,7 +226,7 @@ DAMAGES = {"flipped": flipped, "cut": lambda content: content[:-1], "empty": lam
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(killed, damage, capsys):
     run, results, undisturbed = killed
-    last, before = (run.folder(results) / name for name in records.CHECKPOINTS)
+    last, before = (run.folder(results) / name for name in checkpoint.NAMES)
     assert [stored(path)["iteration"] for path in (last, before)] == [21, 20]
     last.write_bytes(DAMAGES[damage](last.read_bytes()))
     record = trainers.train(run, results)
@@ -244,7 +244,7 @@ def same_but_notes(record, undisturbed):
 
 def test_without_a_good_checkpoint_a_run_begins_again_and_says_so(killed):
     run, results, undisturbed = killed
-    for name in records.CHECKPOINTS:
+    for name in checkpoint.NAMES:
         path = run.folder(results) / name
         path.write_bytes(flipped(path.read_bytes()))
     record = trainers.train(run, results)

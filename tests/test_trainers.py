@@ -155,7 +155,7 @@ def test_evaluating_more_or_less_often_changes_nothing(tmp_path, monkeypatch):
     often = trainers.train(run, tmp_path / "often")
     monkeypatch.setattr(trainers, "RECORDINGS", 2)
     monkeypatch.setattr(trainers, "MEASUREMENTS", 1)
-    monkeypatch.setattr(trainers._Training, "_measure_layers", lambda self: None)
+    monkeypatch.setattr(trainers._Log, "measure_layers", lambda *_: None)
     seldom = trainers.train(run, tmp_path / "seldom")
     assert len(seldom.history) == 2
     assert seldom.layers.empty
@@ -244,7 +244,7 @@ def test_the_plateau_is_that_of_the_history(tmp_path):
 
 def test_a_bar_fits_a_terminal_of_80_columns():
     history = [{"train_error": 51.04, "test_error": 36.25}, {"train_error": 49.96, "test_error": None}]
-    errors = trainers._current_errors(history)
+    errors = trainers.State(history=history).current_errors()
     assert errors == "train 50.0 %, test 36.2 %"
     bar = tqdm.std.tqdm.format_meter(
         63_999, 64_000, 45_296, ncols=80, prefix="resnet-1202", bar_format=progress.BAR, postfix=errors, initial=32_000

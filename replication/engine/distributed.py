@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from replication.engine import files
+
 WAIT_FOR_OTHERS = datetime.timedelta(hours=12)  # while one process of a machine reads all images for their mean
 MAX_RESTARTS = 3  # of all processes of a run, each time that one of them dies
 
@@ -34,6 +36,27 @@ class Group(NamedTuple):
         if self.count > 1:
             dist.all_gather_object(values, value)
         return values
+
+
+def check_alike(group, folder, seen):
+    """Raise ValueError unless all processes of a group see the same: ``seen``, {what: value}, and the folder itself."""
+    mark = folder / "group.part"
+    (name, *_) = group.gather(uuid.uuid4().hex)
+    if group.rank == 0:
+        files.write(mark, name)
+    dist.barrier()
+    deadline = time.monotonic() + 60  # a network's file system may show a new file late
+    while not mark.exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    for what, value in {**seen, "folders of results": mark.read_text() if mark.exists() else None}.items():
+        values = group.gather(value)
+        if len(set(values)) > 1:
+            raise ValueError(
+                f"{folder.name}: its processes see different {what} ({', '.join(map(str, values))}): on all machines "
+                "give the same options, the same images, and a folder of results that all of them see"
+            )
+    if group.rank == 0:
+        mark.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -110,6 +110,21 @@ class Step:
             gradient_as_bucket_view=True,
         )
 
+    def state_dict(self):
+        """What a checkpoint keeps."""
+        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "totals": self.totals}
+
+    def load_state_dict(self, state):
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.totals.copy_(state["totals"])
+
+    def pop_totals(self):
+        """The sum of losses and the number of wrong predictions since the last call."""
+        loss, wrong = self.totals.tolist()
+        self.totals.zero_()
+        return loss, wrong
+
     def __call__(self, images, labels, rate):
         """One iteration on images ``(N, 3, H, W)`` and labels ``(N,)`` of this process at a learning rate."""
         if not self.on_gpu:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from replication.engine import files
+from replication.engine import checkpoint, files
 from replication.engine.files import DamagedError
 from replication.recipes import RECIPES, own_recipe
 from replication.runs import Run
@@ -22,7 +22,6 @@ from replication.runs import Run
 # Of the code that results depend on: raised with every change to nets, recipes, batches or training that changes what a
 # run ends with by more than rounding. Records and checkpoints of another version are no results of this code.
 VERSION = 1
-CHECKPOINTS = ("checkpoint.pt", "checkpoint-before.pt")  # of a run that is not finished: the last and the one before
 NEEDED = ("run.json", "environment.json", "history.csv", "summary.json")
 SUMS = "SHA256SUMS"  # checksums of a record's files, as ``sha256sum --check`` reads them
 LINES = r"(?:[0-9a-f]{64}  [\w.-]+\n)+"  # of which it consists
@@ -313,6 +312,11 @@ def rows_text(rows, columns=COLUMNS, digits=None):
     return text.getvalue()
 
 
+def origin(run, fingerprint):
+    """What a checkpoint of a run belongs to, as ``engine.checkpoint`` takes it."""
+    return {"fingerprint": fingerprint, "run": asdict(run), "recipe": repr(run.settings), "version": VERSION}
+
+
 def run_text(run, fingerprint):
     """The text of ``run.json``."""
     return json_text({**asdict(run), "id": run.id, "fingerprint": fingerprint, "version": VERSION})
@@ -358,9 +362,4 @@ def keep(run, contents, results="results"):
         folder.mkdir(parents=True, exist_ok=True)
         for name in sorted(contents, key=lambda name: name == "summary.json"):
             files.write(folder / name, contents[name])
-        remove_checkpoints(folder)
-
-
-def remove_checkpoints(folder):
-    for path in folder.glob("checkpoint*.pt"):
-        path.unlink(missing_ok=True)
+        checkpoint.remove(folder)
