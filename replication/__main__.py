@@ -5,7 +5,7 @@ import sys
 from dataclasses import fields
 
 from replication import Run, trainers
-from replication.engine.machine import keep_memory
+from replication.engine.machine import tune_malloc
 
 
 def main():
@@ -28,7 +28,7 @@ def main():
         run = Run(**values)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    keep_memory()  # as the workers of run_all do
+    tune_malloc()  # as the workers of run_all do
     try:
         record = trainers.train(run, results, data, progress=True)
     except KeyboardInterrupt:

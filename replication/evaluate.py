@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from replication import data as datasets
 from replication import measure, models, runs
 from replication.data import imagenet as photographs
-from replication.data.batches import centred
+from replication.data.batches import normalize
 from replication.engine import files
 from replication.engine.machine import autocast
 from replication.engine.progress import progress_bar
@@ -21,8 +21,8 @@ from replication.runs.records import checked_text, ended, read_checked
 def single_view(net, views, device="cpu", precision="float32", kept=None):
     """Top-1 error in percent and mean cross-entropy over the views of a part, one an image.
 
-    ``views``: inputs ``(N, 3, H, W)`` and labels ``(N,)`` on ``device``, batch by batch, as of ``dataset.views``.
-    In a group of processes each gives its share, and all get the errors over everything. The net's mode is put back
+    ``views``: inputs ``(N, 3, H, W)`` and labels ``(N,)`` on ``device``, batch by batch, of ``dataset.eval_batches``.
+    Each of several processes gives its share, and all get the errors over everything. The net's mode is put back
     afterwards. ``kept``: a list that gets this process's labels and predicted classes, batch by batch, as (2, N).
     Raises ValueError for no image at all.
     """
@@ -70,16 +70,16 @@ def multi_scale(image):
     return [v2.pil_to_tensor(photographs.resized(image, side)).permute(1, 2, 0)[None] for side in sides]
 
 
-WAYS = {"centre crop": photographs.central_crop, "10-crop": ten_crop, "multi-scale": multi_scale}
+EVAL_PROTOCOLS = {"centre crop": photographs.central_crop, "10-crop": ten_crop, "multi-scale": multi_scale}
 
 
-def exact():
+def deterministic():
     """The context in which convolutions are repeatable and, where float32 is asked for, in float32 (no TF32)."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 class Tested(NamedTuple):
-    """A net, and what makes its inputs: pixels less ``mean``, divided by 255 and ``std``, as in ``images.centred``."""
+    """A net, and what makes its inputs: pixels less ``mean``, divided by 255 and ``std``, as in ``normalize``."""
 
     net: torch.nn.Module
     mean: torch.Tensor
@@ -98,7 +98,7 @@ def scores(tested, seen, precision="float32"):
     total, count = None, sum(len(views) for views in seen[0])
     for shape, members in sizes.items():
         numbers, views = zip(*members, strict=True)
-        inputs = centred(torch.cat(views).to(device), tested.mean, tested.std)
+        inputs = normalize(torch.cat(views).to(device), tested.mean, tested.std)
         with torch.inference_mode(), autocast(device, precision):
             logits = tested.net(inputs)
         found = logits.float().softmax(1).unflatten(0, (len(views), shape[0])).sum(1)
@@ -108,7 +108,7 @@ def scores(tested, seen, precision="float32"):
 
 
 def errors(entries, dataset, way, precision="float32", batch=8, workers=None, unreadable="skip"):
-    """Top-1 and top-5 errors in percent on the test part of an ``ImageNet``, for each entry, in one of ``WAYS``.
+    """Top-1 and top-5 errors in percent of each entry on an ``ImageNet``'s test part, by one of ``EVAL_PROTOCOLS``.
 
     entries: {name: [Tested, ...]}; the scores of several nets are averaged: an ensemble.
     The test images are read once, ``batch`` at a time, for all entries: memory does not grow with their number.
@@ -122,8 +122,10 @@ def errors(entries, dataset, way, precision="float32", batch=8, workers=None, un
     wrong = {name: torch.zeros(2, dtype=torch.int64) for name in entries}
     images, failed, count = 0, {}, len(dataset.test.labels)
     title = f"{way}, {len(nets)} net{'s' if len(nets) > 1 else ''}"
-    with exact(), progress_bar(count, title, "images") as bar:
-        for seen, labels, failures in photographs.read(dataset, dataset.test, WAYS[way], batch, workers, unreadable):
+    with deterministic(), progress_bar(count, title, "images") as bar:
+        for seen, labels, failures in photographs.read(
+            dataset, dataset.test, EVAL_PROTOCOLS[way], batch, workers, unreadable
+        ):
             failed |= failures
             images += len(labels)
             bar.update(len(labels) + len(failures))
@@ -199,17 +201,17 @@ def errors_of_others(weights, dataset, data="data", precision="float32"):
     loaded, rows = datasets.load(dataset, data), []
     for label, options in weights.items():
         net, mean, std = load_other(label, options, loaded)
-        views = loaded.views(loaded.test, mean.device, mean=mean, std=std)
-        with exact():
+        views = loaded.eval_batches(loaded.test, mean.device, mean=mean, std=std)
+        with deterministic():
             error, _ = single_view(net, views, mean.device, precision)
         rows.append({"net": label, "parameters": measure.parameters(net), "test_error": error})
     return rows
 
 
-def check(nets, ways=tuple(WAYS), ensemble=(), weights=None, imagenet=True):
+def check(nets, ways=tuple(EVAL_PROTOCOLS), ensemble=(), weights=None, imagenet=True):
     """Raise ValueError or TypeError for what ``evaluations`` of these nets would refuse, before they are trained."""
     for way in runs.a_list("ways", ways):
-        runs.choice("way", way, WAYS)
+        runs.choice("way", way, EVAL_PROTOCOLS)
     if not isinstance(ensemble, list | tuple):
         raise TypeError(f"ensemble {ensemble!r}: give a list of nets, such as ['resnet-34', 'resnet-50']")
     if not isinstance(weights, dict | None):
@@ -230,7 +232,7 @@ def evaluations(
     data="data",
     weights=None,
     ensemble=(),
-    ways=tuple(WAYS),
+    ways=tuple(EVAL_PROTOCOLS),
     precision="float32",
     unreadable="skip",
     folder="results",
@@ -309,7 +311,7 @@ def _measure(missing, known, own, weights, together, loaded, way, precision, unr
 
 def _keep(known, own, folder):
     for name, record in own.items():
-        if known[name] != record.evaluation and set(WAYS) & set(known[name]):
+        if known[name] != record.evaluation and set(EVAL_PROTOCOLS) & set(known[name]):
             files.write(record.folder / "evaluation.json", checked_text(known[name]))
     folder.mkdir(parents=True, exist_ok=True)
     others = {name: found for name, found in known.items() if name not in own}

@@ -60,7 +60,7 @@ class Tested(NamedTuple):
 
     errors: dict
     title: str
-    way: str  # as in ``evaluate.WAYS``
+    way: str  # as in ``evaluate.EVAL_PROTOCOLS``
     conditions: dict | None = {"dataset": "imagenet", "recipe": "imagenet", "iterations": 600_000, "holdout": 0}  # noqa: RUF012
 
 

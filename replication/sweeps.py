@@ -23,7 +23,7 @@ import torch
 from replication import clusters, forecasts, trainers
 from replication import data as datasets
 from replication.engine import files
-from replication.engine.machine import cores, keep_memory
+from replication.engine.machine import cores, tune_malloc
 from replication.engine.progress import progress_bar
 from replication.runs import Run, records
 
@@ -378,7 +378,7 @@ def _huge_pages():
 
 def _start_worker(pipe):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the main process tells when to end
-    keep_memory()
+    tune_malloc()
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
 
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from replication import data as datasets
 from replication import evaluate, measure, runs
 from replication.engine import checkpoint, files, machine, steps
-from replication.engine.distributed import Group, check_alike, launch, members
+from replication.engine.distributed import Ranks, check_alike, launch, members
 from replication.engine.machine import cores
 from replication.engine.progress import progress_bar
 from replication.runs import records
@@ -28,7 +28,7 @@ from replication.runs.environment import environment
 RECORDINGS = 100  # rows of a full history
 MEASUREMENTS = 10  # of what passes through the layers, after the one at the start
 CHECKPOINT_SECONDS = 60
-LOCK_SECONDS = 5  # between looks of a group of processes at the lock of another
+LOCK_SECONDS = 5  # between looks of several processes at the lock of others
 ONE_AT_A_TIME = threading.Lock()  # torch's generator, threads and convolution settings are the whole process's
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
 STOP = threading.Event()  # asks the training in this process to end, with a checkpoint, after the iteration it is in
@@ -116,7 +116,7 @@ def train(run, results="results", data="data", processes=1, progress=False):
             if processes > 1:
                 launch(_train_launched, (run, results, data), processes, run.id)
             else:
-                _train(run, results, dataset, Group(), progress)
+                _train(run, results, dataset, Ranks(), progress)
     return records.finished(run, results)
 
 
@@ -131,47 +131,47 @@ def _loaded(run, data, progress=False):
 def _train_launched(run, results, data):
     """Train as one of the processes that ``train`` started, and holds the lock for."""
     dataset = _loaded(run, data)
-    with members() as group:
-        _train(run, results, dataset, group)
+    with members() as ranks:
+        _train(run, results, dataset, ranks)
 
 
 def _train_together(run, results, data, dataset, progress):
     """Train as one of the processes that torchrun started; the first one's word counts for all."""
-    with members() as group:
+    with members() as ranks:
         lock, told = None, False
         try:
             while True:
-                lock = files.acquire(records.lock(run, results)) if group.rank == 0 else None
-                if group.gather(lock is not None)[0]:
+                lock = files.acquire(records.lock(run, results)) if ranks.rank == 0 else None
+                if ranks.gather(lock is not None)[0]:
                     break
-                if group.rank == 0 and not told:
+                if ranks.rank == 0 and not told:
                     print(files.waiting(records.lock(run, results), f"{run.id} is being trained"), flush=True)
                     told = True
                 time.sleep(LOCK_SECONDS)
-            finished = records.usable(run, results, alone=False) if group.rank == 0 else None
-            if group.gather(finished is not None)[0]:
+            finished = records.usable(run, results, alone=False) if ranks.rank == 0 else None
+            if ranks.gather(finished is not None)[0]:
                 return
-            _train(run, results, dataset or _loaded(run, data), group, progress)
+            _train(run, results, dataset or _loaded(run, data), ranks, progress)
         finally:
             if lock is not None:
                 lock.release()
 
 
-def _train(run, results, dataset, group, progress=False):
+def _train(run, results, dataset, ranks, progress=False):
     folder = run.folder(results)
-    if group.rank == 0:
+    if ranks.rank == 0:
         records.set_aside(run, results)
-    progress = progress and group.rank == 0
+    progress = progress and ranks.rank == 0
     if progress:  # before the net is compiled, which takes minutes
         warn_of_precision([run])
         print(f"{run.id}: {run.settings.iterations:,} iterations, checkpoints and record in {folder}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    if group.rank == 0:
+    if ranks.rank == 0:
         files.remove_parts(folder)
-    with computing(run, dataset.size, group.local_count):
-        check_processes(run, group.count)
+    with computing(run, dataset.size, ranks.local_world_size):
+        check_processes(run, ranks.world_size)
         try:
-            fit(run, dataset, folder, group, progress)
+            fit(run, dataset, folder, ranks, progress)
         finally:
             UNDER_WAY.clear()
 
@@ -182,7 +182,7 @@ def train_elsewhere(run, data="data", fingerprint=None, weights=False):
     For workers that see no common folder. The weights are among the files if asked for.
     Raises as ``train`` does, and ValueError for other images than those of the fingerprint.
     """
-    machine.keep_memory()
+    machine.tune_malloc()
     if fingerprint not in (None, datasets.load(run.dataset, data, progress=False).fingerprint):
         raise ValueError(
             f"{run.dataset!r} in {Path(data).absolute()} on {platform.node()} holds other images than are here: "
@@ -231,18 +231,18 @@ def computing(run, size, processes=1, threads=None):
         before = torch.get_num_threads()
         torch.set_num_threads(threads or threads_for(run, size, processes))
         try:
-            with evaluate.exact():
+            with evaluate.deterministic():
                 yield
         finally:
             torch.set_num_threads(before)
 
 
-def new_step(run, classes, group=Group()):  # noqa: B008 (a tuple)
+def new_step(run, classes, ranks=Ranks()):  # noqa: B008 (a tuple)
     """A run's net with its initial weights and what moves them: a ``Step``, not yet begun."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         net = run.name.build(classes)
-    return steps.Step(net, run.settings, run.precision, group)
+    return steps.Step(net, run.settings, run.precision, ranks)
 
 
 @dataclass
@@ -268,23 +268,23 @@ class State:
         return ", ".join(words)
 
 
-def fit(run, dataset, folder, group, progress=False):
+def fit(run, dataset, folder, ranks, progress=False):
     """Train a run from its last checkpoint, or from the start, to its end, and write its record (sections 3.4, 4.2).
 
-    Every process of a group does this and holds the same: gradients, running statistics and errors are those of the
+    Each of several processes does this and holds the same: gradients, running statistics and errors are those of the
     whole batch. So any number of processes gives the same result but for the order of sums, and the first one's
     checkpoint is everybody's. Raises KeyboardInterrupt, with a checkpoint written, when it is asked to stop.
     """
     recipe, part = run.settings, dataset.hold_out(run.holdout)
-    reading = {"workers": max(1, cores() // group.local_count), "unreadable": run.unreadable}
-    step = new_step(run, len(part.classes), group)
-    batches = part.batches(recipe.batch, run.seed, step.device, group[:2], iterations=recipe.iterations, **reading)
+    reading = {"workers": max(1, cores() // ranks.local_world_size), "unreadable": run.unreadable}
+    step = new_step(run, len(part.classes), ranks)
+    batches = part.batches(recipe.batch, run.seed, step.device, ranks[:2], iterations=recipe.iterations, **reading)
     log = _Log(run, part, dataset.fingerprint, folder, step, batches, reading)
     state = log.state
     step.begin(part.size, log.compiled)
     log.begin()
     with (
-        _stoppable(group) as stopped,
+        _stoppable(ranks) as stopped,
         progress_bar(recipe.iterations, run.net, "iterations", not progress, state.iteration) as bar,
     ):
         bar.set_postfix_str(state.current_errors(), refresh=False)
@@ -311,13 +311,13 @@ def fit(run, dataset, folder, group, progress=False):
 
 
 @contextlib.contextmanager
-def _stoppable(group):
+def _stoppable(ranks):
     """Have the first interrupt end the training after its iteration; the next is a KeyboardInterrupt at once.
 
     Gives what says whether it is to end. Of several processes none may end before the others: none is asked.
     """
     UNDER_WAY.set()
-    if group.count > 1:
+    if ranks.world_size > 1:
         yield lambda: False
         return
     before = signal.getsignal(signal.SIGINT)
@@ -339,32 +339,32 @@ def _stoppable(group):
 
 
 class _Log:
-    """Keeps the record and the checkpoints of a run while it is trained; of a group the first process writes them."""
+    """Keeps the record and the checkpoints of a run while it is trained; of several processes the first writes them."""
 
     def __init__(self, run, dataset, fingerprint, folder, step, batches, reading):
         self.run, self.recipe, self.dataset, self.folder = run, run.settings, dataset, folder
-        self.step, self.group, self.batches, self.reading = step, step.group, batches, reading
+        self.step, self.ranks, self.batches, self.reading = step, step.ranks, batches, reading
         self.fingerprint, self.origin = fingerprint, records.origin(run, fingerprint)
         self.points, self.test_points, self.layer_points = recording_points(self.recipe, len(dataset.test.labels))
-        self.compiled = compiles(run, dataset.size, self.group.count)
+        self.compiled = compiles(run, dataset.size, self.ranks.world_size)
         self.batches.unreadable |= dataset.unreadable(run.unreadable)
         self.state = self._resumed()
         self.started = self.saved = time.perf_counter()
-        if self.group.count > 1:
+        if self.ranks.world_size > 1:
             seen = {"runs": run.id, "images": fingerprint, "checkpoints": self.state.iteration}
-            check_alike(self.group, folder, seen)
+            check_alike(self.ranks, folder, seen)
 
     def _resumed(self):
         names = [field.name for field in fields(State)]
         stored, damaged, notes = checkpoint.load(
             self.folder, self.origin, [*names, "threads", "compiled", *self.step.state_dict()]
         )
-        if self.group.rank == 0:
+        if self.ranks.rank == 0:
             checkpoint.quarantine(damaged)
         state = State()
         if stored is not None:
             torch.set_num_threads(stored["threads"])
-            self.compiled = stored["compiled"] and self.group.count == 1 and machine.can_compile()
+            self.compiled = stored["compiled"] and self.ranks.world_size == 1 and machine.can_compile()
             self.step.load_state_dict(stored)
             state = State(**{name: stored[name] for name in names})
         for note in notes:
@@ -373,7 +373,7 @@ class _Log:
 
     def begin(self):
         """Write what is known before the first iteration."""
-        state, now = self.state, environment(self.step.device, self.group.count, self.compiled)
+        state, now = self.state, environment(self.step.device, self.ranks.world_size, self.compiled)
         state.environment = begun = state.environment or now
         names = ("torch", "device", "processor", "processes", "compiled")
         changed = [f"{name} {begun[name]}" for name in names if begun[name] != now[name]]
@@ -421,8 +421,8 @@ class _Log:
         for part, images in parts.items():
             error = loss = None
             if due:
-                views = self.dataset.views(
-                    images, self.step.device, self.group[:2], failed=self.batches.unreadable, **self.reading
+                views = self.dataset.eval_batches(
+                    images, self.step.device, self.ranks[:2], failed=self.batches.unreadable, **self.reading
                 )
                 kept = [] if part == "test" and self.state.iteration == self.recipe.iterations else None
                 error, loss = evaluate.single_view(self.step.net, views, self.step.device, self.run.precision, kept)
@@ -435,14 +435,14 @@ class _Log:
 
     def measure_layers(self, images, labels):
         """Add rows to ``layers.csv``, on what batch norm sees at once of the batch that is being trained on."""
-        if self.group.rank == 0:
+        if self.ranks.rank == 0:
             seen = images[: self.recipe.group], labels[: self.recipe.group]
             rows = measure.signals(self.step.net, *seen, self.run.precision)
             self.state.layers += [{"iteration": self.state.iteration} | row for row in rows]
             self._write("layers.csv", records.rows_text(self.state.layers, (), digits=6))
 
     def checkpoint_is_due(self):
-        return self.group.rank == 0 and time.perf_counter() - self.saved > CHECKPOINT_SECONDS
+        return self.ranks.rank == 0 and time.perf_counter() - self.saved > CHECKPOINT_SECONDS
 
     def save_checkpoint(self):
         self._count_time()
@@ -480,10 +480,10 @@ class _Log:
                 f"diverged: the loss was no longer finite after {state.diverged:,} iterations, at {rate:g}", state
             )
         summary = self._summary()
-        if self.group.rank == 0:
+        if self.ranks.rank == 0:
             records.write_summary(self.folder, summary)
             checkpoint.remove(self.folder)
-        if self.group.count > 1:
+        if self.ranks.world_size > 1:
             dist.barrier()
 
     def _summary(self):
@@ -505,7 +505,7 @@ class _Log:
 
     def _keep_predictions(self, mine):
         """Write labels and predicted classes of all test images, of which each process has its own, in turns."""
-        parts = self.group.gather(mine)
+        parts = self.ranks.gather(mine)
         together = torch.empty(2, len(self.dataset.test.labels), dtype=torch.int64)
         if sum(part.shape[1] for part in parts) == together.shape[1]:  # less where images could not be read
             for place, part in enumerate(parts):
@@ -517,7 +517,7 @@ class _Log:
         """Keep a list of the files that could not be read by any of the processes."""
         unreadable = self.state.unreadable
         known = len(unreadable)
-        for failed in self.group.gather(self.batches.unreadable):
+        for failed in self.ranks.gather(self.batches.unreadable):
             unreadable |= failed
         if len(unreadable) > known:
             lines = [f"{self.dataset.folder / path}: {error}\n" for path, error in sorted(unreadable.items())]
@@ -531,10 +531,10 @@ class _Log:
 
     def _note(self, text, state):
         """Say something that also belongs into the record."""
-        if self.group.rank == 0:
+        if self.ranks.rank == 0:
             print(f"{self.run.id}: {text}", flush=True)
         state.notes.append(text)
 
     def _write(self, name, content):
-        if self.group.rank == 0:
+        if self.ranks.rank == 0:
             files.write(self.folder / name, content)

@@ -419,7 +419,7 @@ def crop_by_hand(image, padding, row, column, mirrored, mean):
 
 
 @pytest.mark.parametrize(("name", "side", "padding", "flips"), [("pets", 32, 4, True), ("digits", 8, 1, False)])
-def test_a_batch_is_padded_cropped_flipped_and_centred(tmp_path, name, side, padding, flips):
+def test_a_batch_is_padded_cropped_flipped_and_normalized(tmp_path, name, side, padding, flips):
     if name == "pets":
         write_images(tmp_path / "pets", train=10, side=side)
     dataset = data.load(name, tmp_path)

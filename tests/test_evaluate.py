@@ -11,7 +11,7 @@ from PIL import Image
 
 from replication import Run, data, evaluate, models
 from replication.data import imagenet as reading
-from replication.data.batches import centred
+from replication.data.batches import normalize
 from replication.runs import records as kept
 
 
@@ -82,7 +82,7 @@ def test_scores_are_those_of_a_slow_statement_of_the_paper(photographs, way):
     dataset = data.load("imagenet-small", photographs)
     tested = evaluate.Tested(small_net(0), torch.from_numpy(dataset.mean))
     paths = [dataset.folder / os.fsdecode(path) for path in dataset.test.paths]
-    views = [evaluate.WAYS[way](reading.opened(path, 640)[0]) for path in paths]
+    views = [evaluate.EVAL_PROTOCOLS[way](reading.opened(path, 640)[0]) for path in paths]
     found = evaluate.scores(tested, views)
     for path, scores in zip(paths, found.numpy(), strict=True):
         np.testing.assert_allclose(scores, slow_scores(tested.net, path, way, dataset.mean), atol=2e-5)
@@ -104,7 +104,7 @@ def test_a_net_is_fully_convolutional():
     first, mean = evaluate.multi_scale(square)[0], torch.full((224, 224, 3), 110.0)
     assert np.array_equal(first[0].numpy(), np.asarray(square))
     with torch.no_grad():
-        expected = net(centred(first, mean)).softmax(1)
+        expected = net(normalize(first, mean)).softmax(1)
     torch.testing.assert_close(evaluate.scores(evaluate.Tested(net, mean), [[first]]), expected)
 
 
@@ -151,7 +151,7 @@ def test_weights_of_others_are_a_row_of_their_own(tmp_path):
     options = {"net": "resnet-8", "path": str(tmp_path / "a.th"), "zeros": "behind"}
     weights = {"theirs": options, "ours": options | {"inputs": "ours"}}
     theirs, ours = evaluate.errors_of_others(weights, "digits")
-    assert ours["test_error"] == evaluate.single_view(net, digits.views(digits.test))[0]
+    assert ours["test_error"] == evaluate.single_view(net, digits.eval_batches(digits.test))[0]
     pixels, labels = digits.test
     mean, deviations = (np.array(v, dtype=np.float32) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():

@@ -195,7 +195,7 @@ def test_an_unreadable_file_is_replaced_and_reported(damaged):
     assert list(stream.unreadable) == ["train/n00000002/1.JPEG"]
     assert "truncated" in stream.unreadable["train/n00000002/1.JPEG"]
     failed = {}
-    labels = torch.cat([labels for _, labels in dataset.views(dataset.test, failed=failed)])
+    labels = torch.cat([labels for _, labels in dataset.eval_batches(dataset.test, failed=failed)])
     assert labels.tolist() == [0, 0, 1, 2, 2]
     assert list(failed) == ["val/n00000002/1.JPEG"]
 
@@ -209,7 +209,7 @@ def test_an_unreadable_file_is_an_error_if_so_chosen(damaged):
     with pytest.raises(ValueError, match=f"{train} cannot be read"):
         stream(0)
     with pytest.raises(ValueError, match=f"{val} cannot be read"):
-        list(dataset.views(dataset.test, workers=0, unreadable="error"))
+        list(dataset.eval_batches(dataset.test, workers=0, unreadable="error"))
 
 
 def test_a_repaired_file_is_read_again(damaged):
@@ -232,7 +232,7 @@ def test_a_disk_that_is_gone_is_no_matter_of_a_few_files(tmp_path):
     with pytest.raises(OSError, match=message):
         stream(0)
     with pytest.raises(OSError, match=message):
-        list(dataset.views(dataset.test, workers=0))
+        list(dataset.eval_batches(dataset.test, workers=0))
     (tmp_path / ".cache" / "imagenet-many-120.npz").unlink()
     with pytest.raises(OSError, match=message):
         reading.ImageNet(*[getattr(dataset, name) for name in dataset.__dataclass_fields__]).unreadable()

@@ -146,7 +146,7 @@ def test_the_test_error_is_that_of_the_weights_left(tmp_path):
 def test_evaluation_leaves_the_net_in_its_mode():
     digits, net = data.load("digits"), models.cifar_net(8)
     for training in (True, False):
-        evaluate.single_view(net.train(training), digits.views(digits.test))
+        evaluate.single_view(net.train(training), digits.eval_batches(digits.test))
         assert net.training == training
 
 
@@ -320,7 +320,7 @@ def test_an_imagenet_run_goes_on_to_the_same_result(photographs, tmp_path, monke
     undisturbed = trainers.train(run, tmp_path / "undisturbed", photographs)
     assert undisturbed.history["val_error"].notna().all()
     monkeypatch.setattr(trainers, "CHECKPOINT_SECONDS", 0)
-    batch = reading.Stream.__call__
+    batch = reading.ImageNetBatches.__call__
 
     def power_cut(self, iteration):
         if iteration == 1:
@@ -328,7 +328,7 @@ def test_an_imagenet_run_goes_on_to_the_same_result(photographs, tmp_path, monke
         return batch(self, iteration)
 
     with monkeypatch.context() as context:
-        context.setattr(reading.Stream, "__call__", power_cut)
+        context.setattr(reading.ImageNetBatches, "__call__", power_cut)
         with pytest.raises(KeyboardInterrupt):
             trainers.train(run, tmp_path / "resumed", photographs)
     assert checkpoint(run.folder(tmp_path / "resumed"))["iteration"] == 1

@@ -19,7 +19,7 @@ from replication.data.folders import READING_ERRORS, VERSION, listing, read_cach
 from replication.engine.progress import progress_bar
 
 
-class Order:
+class EpochSampler:
     """Which images make up a batch: every epoch is a new order of all, a batch may end one and begin the next."""
 
     def __init__(self, count, batch, seed):
@@ -38,13 +38,13 @@ class Order:
         return self._last[1]
 
 
-def shared(batch, share):
+def rank_slice(batch, share):
     """The slice of a batch that one of several processes trains on."""
     process, processes = share
     return slice(process * batch // processes, (process + 1) * batch // processes)
 
 
-def centred(pixels, mean, std=None):
+def normalize(pixels, mean, std=None):
     """Pixels ``(N, H, W, 3)`` in uint8 as a net's input ``(N, 3, H, W)`` in float32: less the mean, divided by 255.
 
     ``mean``: ``(3,)`` or ``(h, w, 3)``, which is stretched to images of another size. ``std``: ``(3,)``, in units of 0
@@ -127,18 +127,18 @@ class Dataset:
         """Training images known to be unreadable: none, since all were read."""
         return {}
 
-    def views(self, images, device="cpu", share=(0, 1), mean=None, std=None, **_):
+    def eval_batches(self, images, device="cpu", share=(0, 1), mean=None, std=None, **_):
         """What a net sees of a part in a test: the single, unaltered view of every image (section 4.2).
 
         Gives inputs ``(N, 3, H, W)`` and labels ``(N,)`` of ``share`` = (this process, processes) of the part: of
         every so many images, as many as there are processes, this one's.
-        ``mean`` and ``std``: as ``centred`` takes them, for nets of others; left out, the data set's own mean.
+        ``mean`` and ``std``: as ``normalize`` takes them, for nets of others; left out, the data set's own mean.
         """
         mean = torch.from_numpy(self.mean).to(device) if mean is None else mean
         mine = Images(*(part[share[0] :: share[1]] for part in images))
         for start in range(0, len(mine.labels), 500):
             pixels, labels = (torch.from_numpy(part[start : start + 500]).to(device) for part in mine)
-            yield centred(pixels, mean, std), labels
+            yield normalize(pixels, mean, std), labels
 
     def hold_out(self, count):
         """The same data set with ``count`` random training images kept for validation: the same ones for every seed.
@@ -159,7 +159,7 @@ class Batches:
         pixels, labels = dataset.train
         self.batch, self.seed, self.share = batch, seed, share
         self.padding, self.flips = dataset.padding, dataset.flips
-        self.indices = Order(len(labels), batch, seed)
+        self.indices = EpochSampler(len(labels), batch, seed)
         self.unreadable = {}
         edge = (self.padding, self.padding)
         padded = torch.from_numpy(np.pad(pixels, ((0, 0), edge, edge, (0, 0)))).to(device)
@@ -178,14 +178,14 @@ class Batches:
 
     def __call__(self, iteration):
         drawn = np.stack([self.indices(iteration), *self.augmentation(iteration)])
-        drawn = torch.from_numpy(np.ascontiguousarray(drawn[:, shared(self.batch, self.share)]))
+        drawn = torch.from_numpy(np.ascontiguousarray(drawn[:, rank_slice(self.batch, self.share)]))
         if self.crops.is_cuda:
             drawn = drawn.pin_memory()  # else the copy would wait for the device
         indices, rows, columns, mirrored = drawn.to(self.crops.device, non_blocking=True)
         pixels = self.crops[indices, rows, columns]
         if self.flips:
             pixels = torch.where(mirrored.bool()[:, None, None, None], pixels.flip(2), pixels)
-        return centred(pixels, self.mean), self.labels[indices]
+        return normalize(pixels, self.mean), self.labels[indices]
 
 
 def load_folder(name, root, progress):

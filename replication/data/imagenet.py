@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from replication.data.batches import Order, centred, hold_out, shared
+from replication.data.batches import EpochSampler, hold_out, normalize, rank_slice
 from replication.data.folders import READING_ERRORS, VERSION, listing, read_cache, visible, write_cache
 from replication.engine.machine import cores
 from replication.engine.progress import progress_bar
@@ -101,14 +101,14 @@ class ImageNet:
         return found
 
     def batches(self, batch, seed, device="cpu", share=(0, 1), **options):
-        """The training batches, as ``Stream``."""
-        return Stream(self, batch, seed, device, share, **options)
+        """The training batches, as ``ImageNetBatches``."""
+        return ImageNetBatches(self, batch, seed, device, share, **options)
 
-    def views(self, files, device="cpu", share=(0, 1), workers=None, unreadable="skip", failed=None):
+    def eval_batches(self, files, device="cpu", share=(0, 1), workers=None, unreadable="skip", failed=None):
         """What a net sees of a part in tests during training: the central crop of every photograph.
 
-        Gives inputs ``(N, 3, 224, 224)`` and labels ``(N,)``, as ``Dataset.views`` does. What cannot be read is left
-        out and goes to ``failed``, {path: error}; with ``unreadable="error"`` it raises ValueError.
+        Gives inputs ``(N, 3, 224, 224)`` and labels ``(N,)``, as ``Dataset.eval_batches`` does. What cannot be read is
+        left out and goes to ``failed``, {path: error}; with ``unreadable="error"`` it raises ValueError.
         """
         mean = torch.from_numpy(self.mean).to(device)
         mine = Files(*(part[share[0] :: share[1]] for part in files))
@@ -116,10 +116,10 @@ class ImageNet:
             if failed is not None:
                 failed |= errors
             if images:
-                yield centred(torch.cat([crop for (crop,) in images]).to(device), mean), labels.to(device)
+                yield normalize(torch.cat([crop for (crop,) in images]).to(device), mean), labels.to(device)
 
 
-class Stream:
+class ImageNetBatches:
     """The training batches of an ``ImageNet``: scaled, cropped, mirrored, less the mean, shifted in colour.
 
     As ``Batches``; files are read and decoded ahead, in ``workers`` processes (None: one for each core; 0: in this one)
@@ -131,7 +131,7 @@ class Stream:
         self, dataset, batch, seed, device="cpu", share=(0, 1), iterations=None, workers=None, unreadable="skip"
     ):
         self.batch, self.share, self.iterations, self.workers = batch, share, iterations, workers
-        self.indices = Order(len(dataset.train.labels), batch, seed)
+        self.indices = EpochSampler(len(dataset.train.labels), batch, seed)
         self.reader, self.choice = _TrainingCrops(dataset.folder, dataset.train, seed), unreadable
         self.mean = torch.from_numpy(dataset.mean).to(device)
         self.components = torch.from_numpy(dataset.components).to(device)
@@ -147,11 +147,11 @@ class Stream:
         self.unreadable |= failed
         device = self.mean.device
         pixels, labels, shifts = (part.to(device, non_blocking=True) for part in (pixels, labels, shifts))
-        return centred(pixels, self.mean).add_((shifts @ self.components)[:, :, None, None]), labels
+        return normalize(pixels, self.mean).add_((shifts @ self.components)[:, :, None, None]), labels
 
     def _places(self, start):
         """Of every batch to come, the images of this process and their places in the whole training."""
-        mine = shared(self.batch, self.share)
+        mine = rank_slice(self.batch, self.share)
         for iteration in itertools.count(start) if self.iterations is None else range(start, self.iterations):
             places = range(iteration * self.batch, (iteration + 1) * self.batch)
             yield list(zip(places[mine], self.indices(iteration)[mine].tolist(), strict=True))

@@ -19,51 +19,51 @@ MAX_RESTARTS = 3  # of all processes of a run, each time that one of them dies
 
 
 class PostedError(Exception):
-    """What one process of a group raised before, and all would raise again: the error itself is its argument."""
+    """What one of several processes raised before, and all would raise again: the error itself is its argument."""
 
 
-class Group(NamedTuple):
+class Ranks(NamedTuple):
     """The processes that train a run together: which this one is, how many there are, the same on this machine."""
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_count: int = 1
+    local_world_size: int = 1
 
     def gather(self, value):
-        """What every process of the group gives, in their order."""
-        values = [value] * self.count
-        if self.count > 1:
+        """What every process gives, in the order of their ranks."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
             dist.all_gather_object(values, value)
         return values
 
 
-def check_alike(group, folder, seen):
-    """Raise ValueError unless all processes of a group see the same: ``seen``, {what: value}, and the folder itself."""
+def check_alike(ranks, folder, seen):
+    """Raise ValueError unless all processes see the same: ``seen``, {what: value}, and the folder itself."""
     mark = folder / "group.part"
-    (name, *_) = group.gather(uuid.uuid4().hex)
-    if group.rank == 0:
+    (name, *_) = ranks.gather(uuid.uuid4().hex)
+    if ranks.rank == 0:
         files.write(mark, name)
     dist.barrier()
     deadline = time.monotonic() + 60  # a network's file system may show a new file late
     while not mark.exists() and time.monotonic() < deadline:
         time.sleep(0.5)
     for what, value in {**seen, "folders of results": mark.read_text() if mark.exists() else None}.items():
-        values = group.gather(value)
+        values = ranks.gather(value)
         if len(set(values)) > 1:
             raise ValueError(
                 f"{folder.name}: its processes see different {what} ({', '.join(map(str, values))}): on all machines "
                 "give the same options, the same images, and a folder of results that all of them see"
             )
-    if group.rank == 0:
+    if ranks.rank == 0:
         mark.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def members():
-    """The group that torchrun started this process for, or one of a single process."""
+    """The ranks of the processes that torchrun started this one with; alone, those of a single process."""
     if not dist.is_torchelastic_launched():
-        yield Group()
+        yield Ranks()
         return
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
@@ -75,7 +75,7 @@ def members():
     meeting = dist.PrefixStore(_meet(store, rank, count), store)
     dist.init_process_group(backend, store=meeting, rank=rank, world_size=count)
     try:
-        yield Group(rank, count, local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
+        yield Ranks(rank, count, local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
     except ValueError as error:
         # Told to all when they are started again: alone, this process would leave the others waiting for it.
         store.set("error", str(error))
@@ -109,10 +109,10 @@ def _meet(store, rank, count):
 
 
 def launch(function, arguments, processes, name):
-    """Call ``function(*arguments)`` in several processes of this machine, which form a group.
+    """Call ``function(*arguments)`` in several processes of this machine, which train together.
 
     Torch's engine watches them: if one dies, all are started again, up to ``MAX_RESTARTS`` times.
-    Raises RuntimeError when they die once more, and ValueError when a process raised one in its group: it would only
+    Raises RuntimeError when they die once more, and ValueError when a process raised one: it would only
     come again.
     """
     config = LaunchConfig(

@@ -16,7 +16,7 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def keep_memory():
+def tune_malloc():
     """Have glibc keep the freed blocks of a step for the next one instead of returning them to the system."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

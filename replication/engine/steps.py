@@ -7,16 +7,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from replication.engine.distributed import Group
+from replication.engine.distributed import Ranks
 from replication.engine.machine import autocast
 
 EAGER_STEPS = 3  # before a CUDA graph is captured: libraries set up what they need, and so does the optimizer
 DEEPEST_COMPILED = 152  # layers: the time to compile grows with depth, to more than half an hour at 1202
 
 
-def device_of(group=Group()):  # noqa: B008 (a tuple)
-    """Where a process of a group trains: the CUDA device that is its own if there is one, else the CPU."""
-    return f"cuda:{group.local_rank}" if torch.cuda.is_available() else "cpu"
+def device_of(ranks=Ranks()):  # noqa: B008 (a tuple)
+    """Where one of several processes trains: the CUDA device that is its own if there is one, else the CPU."""
+    return f"cuda:{ranks.local_rank}" if torch.cuda.is_available() else "cpu"
 
 
 def compiled(net):
@@ -29,7 +29,7 @@ def compiled(net):
     return torch.compile(net, dynamic=False, options={"realize_reads_threshold": 1} if on_cpu else None)
 
 
-def in_one_piece(net):
+def flatten_running_stats(net):
     """Make all running means and variances of a net views of one tensor, quick to keep and average; returns it."""
     layers = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     buffers = [(layer, name) for layer in layers for name in ("running_mean", "running_var")]
@@ -42,22 +42,22 @@ def in_one_piece(net):
 class Step:
     """Moves the weights of a net by one batch: ``step(images, labels, rate)``.
 
-    net: on ``device_of(group)``; it is put into training mode and the layout of channels last.
+    net: on ``device_of(ranks)``; it is put into training mode and the layout of channels last.
     recipe: a ``Recipe``; precision: "float32" or "bfloat16".
-    group: the processes that share every batch, of which each is called with its part.
+    ranks: the processes that share every batch, of which each is called with its part.
 
     ``totals`` sums loss and wrong predictions over the images seen, on the device: nothing is read back in a step, so
     none waits for the one before. On a GPU a process of its own captures the whole step, forward, backward and update,
     as a CUDA graph after a few iterations and replays it from then on.
     """
 
-    def __init__(self, net, recipe, precision, group=Group()):  # noqa: B008 (a tuple)
-        self.device = device_of(group)
+    def __init__(self, net, recipe, precision, ranks=Ranks()):  # noqa: B008 (a tuple)
+        self.device = device_of(ranks)
         self.net = net.to(self.device, memory_format=torch.channels_last).train()
-        self.recipe, self.precision, self.group = recipe, precision, group
+        self.recipe, self.precision, self.ranks = recipe, precision, ranks
         # One tensor where groups are averaged; where they are not, compiled nets are quicker with many.
-        several = recipe.group not in (None, recipe.batch) or group.count > 1
-        self.running = in_one_piece(self.net) if several else None
+        several = recipe.group not in (None, recipe.batch) or ranks.world_size > 1
+        self.running = flatten_running_stats(self.net) if several else None
         self.optimizer = torch.optim.SGD(
             self.net.parameters(),
             lr=recipe.lr,
@@ -68,20 +68,20 @@ class Step:
         self.totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss and errors since they were read
         self.forward = self.net
         self.on_gpu = self.device.startswith("cuda")
-        self.capturing = self.on_gpu and group.count == 1
+        self.capturing = self.on_gpu and ranks.world_size == 1
         # A captured step reads its rate and its batch from these places.
         self.rate = torch.tensor(recipe.lr, device=self.device) if self.on_gpu else None
         self.graph, self.inputs, self.eager_steps = None, None, 0
 
     def begin(self, size, compile=False):
-        """Compile the net, or have the processes of a group add up their gradients. ``size``: images' height and width.
+        """Compile the net, or have several processes add up their gradients. ``size``: images' height and width.
 
         Called once what is to be loaded into the net is loaded. One backward pass is made for nothing: so compiling is
-        done before training; and after its first, the sums of a group's gradients are ordered anew, which in an
+        done before training; and after its first, the sums of their gradients are ordered anew, which in an
         undisturbed run would come after the first iteration, in one that goes on after some other.
         Raises RuntimeError when the net cannot be compiled.
         """
-        if self.group.count > 1:
+        if self.ranks.world_size > 1:
             self.forward, images = self._in_group(), 2
         elif compile:
             self.forward, images = compiled(self.net), self.recipe.group or self.recipe.batch
@@ -94,7 +94,7 @@ class Step:
                 outputs = self.forward(nothing)
             outputs.float().sum().backward()
         except RuntimeError as error:
-            if self.group.count > 1:
+            if self.ranks.world_size > 1:
                 raise
             raise RuntimeError(
                 f"the net could not be compiled; set TORCH_COMPILE_DISABLE=1 to train without: {error}"
@@ -106,7 +106,7 @@ class Step:
     def _in_group(self):
         return DistributedDataParallel(
             self.net,
-            device_ids=[self.group.local_rank] if torch.cuda.is_available() else None,
+            device_ids=[self.ranks.local_rank] if torch.cuda.is_available() else None,
             gradient_as_bucket_view=True,
         )
 
@@ -152,7 +152,7 @@ class Step:
 
     def _beside(self, images, labels):
         """An iteration on a stream of its own, as torch asks for before it captures one."""
-        stream = torch.cuda.Stream(self.device)
+        stream = torch.cuda.ImageNetBatches(self.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._compute(images, labels)
@@ -181,7 +181,7 @@ class Step:
             before, moved = self.running.clone(), torch.zeros_like(self.running)
         for images, labels in parts:
             last = labels is parts[-1][1]
-            with contextlib.nullcontext() if last or self.group.count == 1 else self.forward.no_sync():
+            with contextlib.nullcontext() if last or self.ranks.world_size == 1 else self.forward.no_sync():
                 with autocast(self.device, self.precision):
                     logits = self.forward(images)
                 logits = logits.float()
@@ -194,9 +194,9 @@ class Step:
                 self.running.copy_(before)
         if len(parts) > 1:
             self.running.copy_(moved / len(parts))
-        if self.group.count > 1:
+        if self.ranks.world_size > 1:
             dist.all_reduce(sums)
             dist.all_reduce(self.running)
-            self.running /= self.group.count
+            self.running /= self.ranks.world_size
         self.optimizer.step()
         self.totals += sums
