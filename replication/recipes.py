@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 class Warmup:
     """A low rate at the start, for nets of ``depth`` layers or more, until the training error falls (section 4.2).
 
-    The error is the mean over an epoch: the paper's warm-up ends after "about 400 iterations", and an epoch of CIFAR-10
-    has 391. The mean over a part of an epoch falls below too early, and the full rate then throws the net back.
+    The error is the mean over an epoch, since the paper's warm-up ends after "about 400 iterations", and an epoch of
+    CIFAR-10 has 391.
     """
 
     lr: float
