@@ -295,6 +295,7 @@ def fit(run, dataset, folder, ranks, progress=False):
                 log.measure_layers(images, labels)
             step(images, labels, rate)
             state.iteration += 1
+            UNDER_WAY.set()
             if log.row_is_due():
                 log.add_row(images, labels, rate)
                 bar.set_postfix_str(state.current_errors(), refresh=False)
@@ -304,9 +305,9 @@ def fit(run, dataset, folder, ranks, progress=False):
         interrupted = stopped()
     if state.iteration < recipe.iterations and state.diverged is None:
         log.interrupt()
-    else:
-        log.finish()
-    if interrupted:
+        raise KeyboardInterrupt
+    log.finish()
+    if interrupted:  # in the last iteration
         raise KeyboardInterrupt
 
 
@@ -316,7 +317,6 @@ def _stoppable(ranks):
 
     Gives what says whether it is to end. Of several processes none may end before the others: none is asked.
     """
-    UNDER_WAY.set()
     if ranks.world_size > 1:
         yield lambda: False
         return
@@ -359,8 +359,6 @@ class _Log:
         stored, damaged, notes = checkpoint.load(
             self.folder, self.origin, [*names, "threads", "compiled", *self.step.state_dict()]
         )
-        if self.ranks.rank == 0:
-            checkpoint.quarantine(damaged)
         state = State()
         if stored is not None:
             torch.set_num_threads(stored["threads"])
@@ -369,6 +367,8 @@ class _Log:
             state = State(**{name: stored[name] for name in names})
         for note in notes:
             self._note(note, state)
+        if self.ranks.rank == 0:
+            checkpoint.quarantine(damaged)
         return state
 
     def begin(self):

@@ -166,6 +166,16 @@ class Recorded:
         self.compute(*self.inputs)
 
 
+class Stream:
+    """Stands in for a CUDA stream: there is nothing to wait for."""
+
+    def __init__(self, device=None):
+        pass
+
+    def wait_stream(self, other):
+        assert isinstance(other, Stream)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_step_gives_its_graph_every_batch_and_rate(fails, monkeypatch, capsys):
     """The way through a step on a GPU, but for the GPU: eager steps, capture or its failure, replays."""
@@ -190,12 +200,13 @@ def test_a_step_gives_its_graph_every_batch_and_rate(fails, monkeypatch, capsys)
         step.on_gpu = step.capturing = True
         step.rate = torch.tensor(0.0)
         step.optimizer.param_groups[0]["fused"] = False  # on a CPU it takes no tensor for a rate
-        step._beside = step._compute
 
     monkeypatch.setattr(steps.Step, "_compute", record)
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
     _, weights = trained(Run("resnet-8", group=64), prepare=as_on_a_gpu)
     monkeypatch.undo()

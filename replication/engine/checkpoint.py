@@ -46,13 +46,12 @@ def load(folder, origin, names):
             notes.append(str(error))
             continue
         except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(
-                f"{path} is no checkpoint of this version of the code ({error}): remove {folder} to begin again"
-            ) from error
+            words = f"is no checkpoint of this version of the code ({error}): remove {folder} to begin again"
+            raise ValueError("; ".join([*notes, f"{path} {words}"])) from error
         for name, words in ORIGIN.items():
             if theirs[name] != origin[name]:
                 words = words.format(dataset=origin["run"]["dataset"])
-                raise ValueError(f"{path} was made {words}, or remove {folder} to begin again")
+                raise ValueError("; ".join([*notes, f"{path} was made {words}, or remove {folder} to begin again"]))
         if damaged:
             notes.append(f"went on from the checkpoint before, of {state['iteration']:,} iterations")
         return state, damaged, notes

@@ -40,7 +40,7 @@ class Ranks(NamedTuple):
 
 def check_alike(ranks, folder, seen):
     """Raise ValueError unless all processes see the same: ``seen``, {what: value}, and the folder itself."""
-    mark = folder / "group.part"
+    mark = folder / "alike.part"
     (name, *_) = ranks.gather(uuid.uuid4().hex)
     if ranks.rank == 0:
         files.write(mark, name)
@@ -112,8 +112,7 @@ def launch(function, arguments, processes, name):
     """Call ``function(*arguments)`` in several processes of this machine, which train together.
 
     Torch's engine watches them: if one dies, all are started again, up to ``MAX_RESTARTS`` times.
-    Raises RuntimeError when they die once more, and ValueError when a process raised one: it would only
-    come again.
+    Raises RuntimeError when they die once more, and ValueError when a process raised one: it would only come again.
     """
     config = LaunchConfig(
         min_nodes=1,

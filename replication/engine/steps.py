@@ -152,7 +152,7 @@ class Step:
 
     def _beside(self, images, labels):
         """An iteration on a stream of its own, as torch asks for before it captures one."""
-        stream = torch.cuda.ImageNetBatches(self.device)
+        stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._compute(images, labels)
