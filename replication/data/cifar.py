@@ -6,6 +6,7 @@ import pickle
 import tarfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -33,16 +34,13 @@ def _pickled(content):
     return values["data"], values["labels" if "labels" in values else "fine_labels"]
 
 
-def _one_label(content):
-    """Pixels ``(N, 3072)`` and labels of a file of CIFAR-10's binary version: a label, then the pixels."""
-    rows = np.frombuffer(content, np.uint8).reshape(-1, 1 + VALUES)
-    return rows[:, 1:], rows[:, 0]
+def _rows(content, labels):
+    """Pixels ``(N, 3072)`` and labels of a file of the binary version: in each row one or two labels, then the pixels.
 
-
-def _two_labels(content):
-    """The same of CIFAR-100's: a coarse and a fine label, then the pixels; the fine one is what nets are trained on."""
-    rows = np.frombuffer(content, np.uint8).reshape(-1, 2 + VALUES)
-    return rows[:, 2:], rows[:, 1]
+    CIFAR-100 has a coarse and a fine label; the last is what nets are trained on.
+    """
+    rows = np.frombuffer(content, np.uint8).reshape(-1, labels + VALUES)
+    return rows[:, labels:], rows[:, labels - 1]
 
 
 class Form(NamedTuple):
@@ -86,7 +84,7 @@ FORMS = {
                 "data_batch_5.bin": "26e2849e66a845b7f1e4614ae70f4889ae604628",
                 "test_batch.bin": "67eb016db431130d61cd03c7ad570b013799c88c",
             },
-            _one_label,
+            partial(_rows, labels=1),
         ),
     ),
     "cifar100": (
@@ -105,7 +103,7 @@ FORMS = {
                 "train.bin": "e207cd2e05b73b1393c74c7f5e7bea451d63e08e",
                 "test.bin": "8fb6623e830365ff53cf14adec797474f5478006",
             },
-            _two_labels,
+            partial(_rows, labels=2),
         ),
     ),
 }
