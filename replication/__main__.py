@@ -15,11 +15,13 @@ def main():
         epilog="By torchrun, all of its processes share every batch: torchrun --nproc-per-node 8 -m replication ...",
     )
     parser.add_argument("net", help='such as "plain-34", "resnet-34-B" or "resnet-50"')
-    kinds = {"seed": int, "schedule": float, "holdout": int, "group": int}
+    kinds = {"seed": int, "schedule": float, "holdout": int, "bn_batch": int}
     parser.add_argument("--no-warmup", dest="warmup", action="store_false", help="start at the full rate")
     for field in fields(Run)[1:]:
         if field.name != "warmup":
-            parser.add_argument(f"--{field.name}", type=kinds.get(field.name, str), default=field.default)
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}", type=kinds.get(field.name, str), default=field.default
+            )
     parser.add_argument("--results", default="results", help="folder of the records, seen by all machines")
     parser.add_argument("--data", default="data", help="folder of the data sets")
     values = vars(parser.parse_args())

@@ -107,14 +107,14 @@ def scores(tested, seen, precision="float32"):
     return total / count
 
 
-def errors(entries, dataset, way, precision="float32", batch=8, workers=None, unreadable="skip"):
+def errors(entries, dataset, way, precision="float32", batch=8, workers=None):
     """Top-1 and top-5 errors in percent of each entry on an ``ImageNet``'s test part, by one of ``EVAL_PROTOCOLS``.
 
     entries: {name: [Tested, ...]}; the scores of several nets are averaged: an ensemble.
     The test images are read once, ``batch`` at a time, for all entries: memory does not grow with their number.
     Returns {name: {"top1": ..., "top5": ...}}, and {path: error} of the files that could not be read and are left out.
     With fewer than six classes there is no top-5 error: it is None.
-    Raises ValueError when no image can be read, or with ``unreadable="error"`` for any that cannot.
+    Raises ValueError when no image can be read.
     """
     nets = {id(tested.net): tested for members in entries.values() for tested in members}
     for tested in nets.values():
@@ -123,9 +123,7 @@ def errors(entries, dataset, way, precision="float32", batch=8, workers=None, un
     images, failed, count = 0, {}, len(dataset.test.labels)
     title = f"{way}, {len(nets)} net{'s' if len(nets) > 1 else ''}"
     with deterministic(), progress_bar(count, title, "images") as bar:
-        for seen, labels, failures in photographs.read(
-            dataset, dataset.test, EVAL_PROTOCOLS[way], batch, workers, unreadable
-        ):
+        for seen, labels, failures in photographs.read(dataset, dataset.test, EVAL_PROTOCOLS[way], batch, workers):
             failed |= failures
             images += len(labels)
             bar.update(len(labels) + len(failures))
@@ -234,7 +232,6 @@ def evaluations(
     ensemble=(),
     ways=tuple(EVAL_PROTOCOLS),
     precision="float32",
-    unreadable="skip",
     folder="results",
 ):
     """Errors in each way of runs on an ``ImageNet``, of weights of others and of an ensemble of runs: {name: errors}.
@@ -266,7 +263,7 @@ def evaluations(
             else:
                 print(f"{name}: not tested by {way}, since its {'weights are' if loaded else 'images are'} not here")
         if missing:
-            _measure(missing, known, own, weights, together, loaded, way, precision, unreadable)
+            _measure(missing, known, own, weights, together, loaded, way, precision)
             _keep(known, own, Path(folder))
     return {name: found for name, found in known.items() if set(ways) & set(found)}
 
@@ -291,7 +288,7 @@ def _known(own, weights, together, loaded, precision, folder):
     return known
 
 
-def _measure(missing, known, own, weights, together, loaded, way, precision, unreadable):
+def _measure(missing, known, own, weights, together, loaded, way, precision):
     nets = {name: load_other(name, weights[name], loaded) for name in missing if name in weights}
     for name, record in own.items():
         if name in missing or (record in together and "ensemble" in missing):
@@ -301,7 +298,7 @@ def _measure(missing, known, own, weights, together, loaded, way, precision, unr
     entries = {
         name: [nets[record.run.id] for record in together] if name == "ensemble" else [nets[name]] for name in missing
     }
-    found, failed = errors(entries, loaded, way, precision, unreadable=unreadable)
+    found, failed = errors(entries, loaded, way, precision)
     for path, error in failed.items():
         print(f"{loaded.folder / path} cannot be read and is left out: {error}")
     for name in missing:

@@ -28,7 +28,7 @@ def iteration_seconds(run, size, iterations=MEASURED, processes=1, threads=None)
     size: height and width. Of a batch that is trained in groups one group is measured. ``processes`` that would share
     the batch are counted as so many times faster. ``threads``: as many as the run is trained with, if left out.
     """
-    group, batch = run.settings.group, run.settings.batch
+    group, batch = run.settings.bn_batch, run.settings.batch
     images = random_images(size, max(2 * group, 512) if max(size) <= 64 else group)
     with trainers.computing(run, size, processes, threads):
         step = trainers.new_step(run, len(images.classes))
@@ -88,7 +88,7 @@ def _kinds(runs):
     """Runs whose times grow alike with their multiply-adds: those on the same images in the same way."""
     kinds = {}
     for run in runs:
-        kinds.setdefault((run.dataset, run.precision, run.settings.group, run.settings.batch), []).append(run)
+        kinds.setdefault((run.dataset, run.precision, run.settings.bn_batch, run.settings.batch), []).append(run)
     return list(kinds.values())
 
 
@@ -108,7 +108,7 @@ def chosen(runs, sizes):
 
 
 def _measured_at_once(run, costs):
-    return costs[run] * run.settings.group / run.settings.batch
+    return costs[run] * run.settings.bn_batch / run.settings.batch
 
 
 def predicted(runs, sizes, measured):

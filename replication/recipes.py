@@ -38,7 +38,7 @@ class Recipe:
     lr: float
     momentum: float
     weight_decay: float
-    group: int | None = None  # images that batch norm sees at once, a part of the batch; None: all of it
+    bn_batch: int | None = None  # images that batch norm normalizes together, a part of the batch; None: all of it
     milestones: tuple[int, ...] = ()  # iterations
     plateau: Plateau | None = None
     warmup: Warmup | None = None
@@ -97,7 +97,7 @@ RECIPES = {
         momentum=0.9,
         weight_decay=1e-4,
         plateau=Plateau("test_error", patience=30_000),
-        group=32,  # 256 on eight processors; the paper gives no number for ImageNet
+        bn_batch=32,  # 256 on eight processors; the paper gives no number for ImageNet
     ),
     # A reader's note on the paper, in which batch and momentum differ. It names no set to watch for the plateau:
     # the training error keeps the test part out of every choice.
@@ -119,20 +119,20 @@ RECIPES = {
         milestones=(550, 825),
         warmup=Warmup(lr=0.01, until=80, depth=110),
     ),
-    # To see that all of the ImageNet experiments work, on a few dozen pictures. It teaches a net nothing.
-    "rehearsal": Recipe(
+    # A smoke test of the ImageNet experiments on a few dozen pictures. It teaches a net nothing.
+    "smoke": Recipe(
         iterations=4,
         batch=16,
         lr=0.01,
         momentum=0.9,
         weight_decay=1e-4,
         plateau=Plateau("test_error", patience=2),
-        group=8,
+        bn_batch=8,
     ),
 }
 
 
 def own_recipe(dataset):
     """The name of the recipe that a data set is trained by when none is asked for."""
-    own = {"digits": "digits", "imagenet-rehearsal": "rehearsal"}
+    own = {"digits": "digits", "imagenet-smoke": "smoke"}
     return own.get(dataset, "imagenet" if dataset.startswith("imagenet") else "cifar")

@@ -141,8 +141,8 @@ def _loaded(runs, data):
     """Load the runs' data sets once, so that bad data fails at once and the workers find it downloaded and decoded."""
     images = _Images({}, {}, {})
     loaded = {name: datasets.load(name, data) for name in dict.fromkeys(run.dataset for run in runs)}
-    for name, count, unreadable in dict.fromkeys((run.dataset, run.holdout, run.unreadable) for run in runs):
-        loaded[name].hold_out(count).unreadable(unreadable)
+    for name, count in dict.fromkeys((run.dataset, run.holdout) for run in runs):
+        loaded[name].hold_out(count).unreadable()
     for name, dataset in loaded.items():
         images.size[name], images.fingerprint[name] = dataset.size, dataset.fingerprint
         images.test_images[name] = len(dataset.test.labels)

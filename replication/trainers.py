@@ -124,7 +124,7 @@ def _loaded(run, data, progress=False):
     first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
     dataset = datasets.load(run.dataset, data, progress=progress and first_here)
     if first_here:  # where photographs are read for their mean, one process of a machine does so, the others wait
-        dataset.hold_out(run.holdout).unreadable(run.unreadable)
+        dataset.hold_out(run.holdout).unreadable()
     return dataset
 
 
@@ -204,14 +204,14 @@ def warn_of_precision(runs):
 
 
 def check_processes(run, processes):
-    """Raise TypeError or ValueError unless the groups of a run's batch can be shared by that many processes."""
+    """Raise TypeError or ValueError unless that many processes can share the batches of a run."""
     runs.whole("processes", processes)
-    groups = run.settings.batch // run.settings.group
-    if not processes or groups % processes:
+    parts = run.settings.batch // run.settings.bn_batch
+    if not processes or parts % processes:
         raise ValueError(
-            f"processes {processes}: {run.id} has batches of {groups} x {run.settings.group} images, "
-            f"choose {runs.divisors(groups)}"
-            + (f", or a smaller group than {run.settings.group}" if processes > groups else "")
+            f"processes {processes}: {run.id} has batches of {parts} x {run.settings.bn_batch} images, "
+            f"choose {runs.divisors(parts)}"
+            + (f", or a bn_batch below {run.settings.bn_batch}" if processes > parts else "")
         )
 
 
@@ -276,7 +276,7 @@ def fit(run, dataset, folder, ranks, progress=False):
     checkpoint is everybody's. Raises KeyboardInterrupt, with a checkpoint written, when it is asked to stop.
     """
     recipe, part = run.settings, dataset.hold_out(run.holdout)
-    reading = {"workers": max(1, cores() // ranks.local_world_size), "unreadable": run.unreadable}
+    reading = {"workers": max(1, cores() // ranks.local_world_size)}
     step = new_step(run, len(part.classes), ranks)
     batches = part.batches(recipe.batch, run.seed, step.device, ranks[:2], iterations=recipe.iterations, **reading)
     log = _Log(run, part, dataset.fingerprint, folder, step, batches, reading)
@@ -347,7 +347,7 @@ class _Log:
         self.fingerprint, self.origin = fingerprint, records.origin(run, fingerprint)
         self.points, self.test_points, self.layer_points = recording_points(self.recipe, len(dataset.test.labels))
         self.compiled = compiles(run, dataset.size, self.ranks.world_size)
-        self.batches.unreadable |= dataset.unreadable(run.unreadable)
+        self.batches.unreadable |= dataset.unreadable()
         self.state = self._resumed()
         self.started = self.saved = time.perf_counter()
         if self.ranks.world_size > 1:
@@ -436,7 +436,7 @@ class _Log:
     def measure_layers(self, images, labels):
         """Add rows to ``layers.csv``, on what batch norm sees at once of the batch that is being trained on."""
         if self.ranks.rank == 0:
-            seen = images[: self.recipe.group], labels[: self.recipe.group]
+            seen = images[: self.recipe.bn_batch], labels[: self.recipe.bn_batch]
             rows = measure.signals(self.step.net, *seen, self.run.precision)
             self.state.layers += [{"iteration": self.state.iteration} | row for row in rows]
             self._write("layers.csv", records.rows_text(self.state.layers, (), digits=6))
@@ -470,7 +470,7 @@ class _Log:
             weights = {name: value.cpu() for name, value in self.step.net.state_dict().items()}
             for name, value in weights.items():
                 if name.endswith("num_batches_tracked"):
-                    value.fill_(state.iteration)  # of whole batches, in however many groups they were trained
+                    value.fill_(state.iteration)  # of whole batches, in however many parts they were trained
             content = io.BytesIO()  # torch would hide why a file cannot be written
             torch.save(weights, content)
             self._write("weights.pt", content.getvalue())

@@ -129,11 +129,11 @@ def test_other_pixels_named_cifar10_are_not_the_papers(make_all):
 
 def test_conditions_have_names_of_their_own(make_all, tmp_path):
     nets = {"plain-20": (2, 9), "plain-56": (8, 13)}
-    records = make_all(nets, seeds=[0]) + make_all(nets, seeds=[0], group=64) + make_all(nets, seeds=[1])
+    records = make_all(nets, seeds=[0]) + make_all(nets, seeds=[0], bn_batch=64) + make_all(nets, seeds=[1])
     records[-2:] = [replace(record, fingerprint="another") for record in records[-2:]]  # of images of the same name
     row = judged(records, 1)
     full = "cifar10, recipe cifar, 64,000 iterations, float32"
-    names = [f"{full}, images f68bb3dbbcc0", f"{full}, groups of 64", f"{full}, images another"]
+    names = [f"{full}, images f68bb3dbbcc0", f"{full}, batch norm over 64", f"{full}, images another"]
     assert row["conditions"].tolist() == row["place"].tolist() == names
     assert row["nets"].map(lambda counts: set(counts.values()) == {1}).all()
 
@@ -145,9 +145,9 @@ def test_missing_nets_are_named(make_all):
     assert verdict_of(make_all({"resnet-20": (2, 9)}, schedule=0.5), 2) == "not attempted"
 
 
-def test_a_rehearsal_is_no_evidence(make_all):
+def test_a_smoke_test_is_no_evidence(make_all):
     nets = {"plain-18": (1, 5), "plain-34": (50, 60)}
-    records = make_all(nets, dataset="imagenet-rehearsal")
+    records = make_all(nets, dataset="imagenet-smoke")
     assert (report.scorecard(records)["verdict"] == "not attempted").all()
 
 

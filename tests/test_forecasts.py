@@ -74,8 +74,8 @@ def test_one_group_stands_for_a_batch_of_them(monkeypatch):
     )
     clock = iter(range(100))
     monkeypatch.setattr(forecasts.time, "perf_counter", lambda: float(next(clock)))
-    assert forecasts.iteration_seconds(Run("plain-8", group=32), (8, 8), iterations=1) == 4
-    assert forecasts.iteration_seconds(Run("plain-8", group=32), (8, 8), iterations=1, processes=2) == 2
+    assert forecasts.iteration_seconds(Run("plain-8", bn_batch=32), (8, 8), iterations=1) == 4
+    assert forecasts.iteration_seconds(Run("plain-8", bn_batch=32), (8, 8), iterations=1, processes=2) == 2
     assert set(sizes) == {32}
 
 

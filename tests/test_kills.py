@@ -25,7 +25,7 @@ SWEEP = [  # about 4 s on one core, among them a plateau, a warm-up, groups and 
     Run("resnet-8", schedule=0.2, precision="bfloat16", holdout=100),
     Run("plain-14", recipe="note", schedule=2e-4),
     Run("resnet-110", schedule=0.03),
-    Run("resnet-14", schedule=0.1, group=32),
+    Run("resnet-14", schedule=0.1, bn_batch=32),
 ]
 SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["replication", "sklearn.datasets", "sklearn.model_selection"])
@@ -60,8 +60,8 @@ def work(runs, results, data="data", every=0.0, death=None, readers=None, output
     if readers is not None:
         trainers.threads_for = lambda *_: 1
         trainers.cores = lambda: readers
-        short = replace(recipes.RECIPES["rehearsal"], iterations=3, batch=4, group=2)
-        recipes.RECIPES["rehearsal"] = short
+        short = replace(recipes.RECIPES["smoke"], iterations=3, batch=4, bn_batch=2)
+        recipes.RECIPES["smoke"] = short
     if largest is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
@@ -142,7 +142,7 @@ def run_to_the_end(*arguments, **options):
 
 
 def test_a_run_goes_on_with_any_number_of_readers(photographs, tmp_path):
-    run = Run("resnet-18", "imagenet-small", recipe="rehearsal", holdout=3)
+    run = Run("resnet-18", "imagenet-small", recipe="smoke", holdout=3)
     assert run_to_the_end([run], tmp_path / "undisturbed", photographs, every=60, readers=1) == 0
     killed = tmp_path / "killed"
     assert run_to_the_end([run], killed, photographs, readers=1, death=("within", 2)) == -signal.SIGKILL

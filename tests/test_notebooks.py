@@ -106,7 +106,7 @@ def test_a_notebook_runs_in_its_own_folder_and_a_second_time_from_its_records(tm
         ("2_plain_vs_residual", "schedule: 0", "schedule 0: choose a fraction"),
         ("4_shortcuts", "shortcuts: [A, D]", "shortcut 'D': choose A"),
         ("6_imagenet", "ways: [12-crop]", "way '12-crop': choose centre crop, 10-crop, multi-scale"),
-        ("6_imagenet", "processes: 3", "choose 1, 2, or a smaller group than 8"),
+        ("6_imagenet", "processes: 3", "choose 1, 2, or a bn_batch below 8"),
         ("3_cifar_depths", "cluster: 7", "cluster 7: give a text, or None"),
         ("3_cifar_depths", "cluster: nowhere", "executor 'nowhere': no Dask scheduler answers there"),
         ("7_scorecard", "readme: 'no'", "readme 'no': give True or False"),

@@ -144,4 +144,4 @@ def test_deviations_come_from_the_readme():
     items = page._items(page.deviations())
     assert len(items) == page.deviations().count("\n- ") + 1 > 10
     assert all(item.startswith("<b>") for item in items)
-    assert any("<code>Run(..., group=64)</code>" in item for item in items)
+    assert any("<code>Run(..., bn_batch=64)</code>" in item for item in items)

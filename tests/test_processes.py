@@ -37,7 +37,7 @@ def assert_identical(one, other):
 
 def test_groups_are_normalized_one_by_one_and_their_gradients_averaged(tmp_path):
     """Two iterations of four groups, written out here on nets of their own, one for each group."""
-    run = Run("resnet-8", schedule=2 / 1100, group=32)
+    run = Run("resnet-8", schedule=2 / 1100, bn_batch=32)
     record = trainers.train(run, tmp_path)
     digits = data.load("digits")
     batches = data.Batches(digits, 128, seed=0)
@@ -69,21 +69,21 @@ def test_groups_are_normalized_one_by_one_and_their_gradients_averaged(tmp_path)
 
 
 def test_one_group_of_the_whole_batch_is_the_run_itself():
-    assert Run("resnet-8", group=128) == Run("resnet-8")
-    assert Run("resnet-8", group=128).id == "resnet-8__digits__seed-0"
-    assert Run("resnet-8", group=64).id == "resnet-8__digits__group-64__seed-0"
-    assert Run("resnet-18", "imagenet").settings.group == 32
-    assert Run("resnet-18", "imagenet", group=256).settings.group == 256
+    assert Run("resnet-8", bn_batch=128) == Run("resnet-8")
+    assert Run("resnet-8", bn_batch=128).id == "resnet-8__digits__seed-0"
+    assert Run("resnet-8", bn_batch=64).id == "resnet-8__digits__group-64__seed-0"
+    assert Run("resnet-18", "imagenet").settings.bn_batch == 32
+    assert Run("resnet-18", "imagenet", bn_batch=256).settings.bn_batch == 256
 
 
-@pytest.mark.parametrize("group", [0, 48, 256, -1])
+@pytest.mark.parametrize("bn_batch", [0, 48, 256, -1])
 def test_a_group_divides_the_batch(group):
-    with pytest.raises(ValueError, match=f"group {group}: choose"):
-        Run("resnet-8", group=group)
+    with pytest.raises(ValueError, match=f"bn_batch {group}: choose"):
+        Run("resnet-8", bn_batch=group)
 
 
 def test_two_processes_give_the_weights_of_one(tmp_path):
-    run = Run("resnet-8", schedule=4 / 1100, group=32, holdout=100)
+    run = Run("resnet-8", schedule=4 / 1100, bn_batch=32, holdout=100)
     (alone,) = run_all([run], tmp_path / "alone")
     (shared,) = run_all([run], tmp_path / "shared", processes=2)
     assert (alone.environment["processes"], shared.environment["processes"]) == (1, 2)
@@ -122,9 +122,9 @@ def deadly(self, iteration):
     return batch(self, iteration)
 
 data.Batches.__call__ = deadly
-trainers.train(Run("resnet-8-C", schedule=0.02, group=32, precision="bfloat16"), results)
+trainers.train(Run("resnet-8-C", schedule=0.02, bn_batch=32, precision="bfloat16"), results)
 """
-KILLED = Run("resnet-8-C", schedule=SCHEDULE, group=32, precision="bfloat16")
+KILLED = Run("resnet-8-C", schedule=SCHEDULE, bn_batch=32, precision="bfloat16")
 
 
 def torchrun(*arguments):
@@ -140,7 +140,7 @@ def test_two_machines_complete_a_run_and_a_killed_process_changes_nothing(tmp_pa
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     meeting = f"--nnodes 2 --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint localhost:{free_port()}".split()
-    options = ["--local-addr", "localhost", "-m", "replication", "resnet-8-C", "--schedule", "0.02", "--group", "32"]
+    options = ["--local-addr", "localhost", "-m", "replication", "resnet-8-C", "--schedule", "0.02", "--bn-batch", "32"]
     options += ["--precision", "bfloat16", "--results", tmp_path / "two"]
     machines = [torchrun(*meeting, *options) for _ in range(2)]
     texts = [machine.communicate(timeout=240)[0] for machine in machines]
@@ -165,19 +165,21 @@ def free_port():
 
 
 def test_a_number_of_processes_that_cannot_share_a_batch_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"processes 2: .*batches of 1 x 128 images, choose 1, or a smaller group"):
+    with pytest.raises(
+        ValueError, match=r"processes 2: .*batches of 1 x 128 images, choose 1, or a bn_batch below 128"
+    ):
         run_all([Run("resnet-8")], tmp_path, processes=2)
     with pytest.raises(ValueError, match=r"processes 3: .*batches of 4 x 32 images, choose 1, 2, 4$"):
-        run_all([Run("resnet-8", group=32)], tmp_path, processes=3)
+        run_all([Run("resnet-8", bn_batch=32)], tmp_path, processes=3)
     with pytest.raises(ValueError, match="processes 0"):
         trainers.train(Run("resnet-8"), tmp_path, processes=0)
     with pytest.raises(TypeError, match=r"processes 2\.0"):
-        run_all([Run("resnet-8", group=32)], tmp_path, processes=2.0)
+        run_all([Run("resnet-8", bn_batch=32)], tmp_path, processes=2.0)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_error_that_would_only_come_again_ends_all_processes_at_once(tmp_path):
-    run = Run("resnet-8", schedule=SCHEDULE, group=64)
+    run = Run("resnet-8", schedule=SCHEDULE, bn_batch=64)
     trainers.train(run, tmp_path)
     folder = run.folder(tmp_path)
     (folder / "summary.json").unlink()
@@ -192,24 +194,24 @@ from dataclasses import replace
 from pathlib import Path
 from replication import Run, recipes, trainers
 
-recipes.RECIPES["rehearsal"] = replace(recipes.RECIPES["rehearsal"], iterations=2, batch=4, group=2)
-results, data, choice = sys.argv[1:]
-trainers.train(Run("resnet-18", "imagenet-small", recipe="rehearsal", unreadable=choice), results, data)
+recipes.RECIPES["smoke"] = replace(recipes.RECIPES["smoke"], iterations=2, batch=4, bn_batch=2)
+results, data = sys.argv[1:]
+trainers.train(Run("resnet-18", "imagenet-small", recipe="smoke"), results, data)
 """
 
 
 def test_photographs_are_shared_and_what_cannot_be_read_is_known_to_all(photographs, tmp_path, monkeypatch):
-    """The second process meets the file that is damaged; both end with its path, or go on and count it once."""
+    """The second process meets the file that is damaged; both go on and count it once."""
     path = photographs / "imagenet-small" / "val" / "n00000001" / "1.JPEG"
     path.write_bytes(path.read_bytes()[:2000])
     script = tmp_path / "script.py"
     script.write_text(PHOTOGRAPHS)
-    machine = torchrun("--standalone", "--nproc-per-node", 2, script, tmp_path / "shared", photographs, "skip")
+    machine = torchrun("--standalone", "--nproc-per-node", 2, script, tmp_path / "shared", photographs)
     text = machine.communicate(timeout=240)[0]
     assert machine.returncode == 0, text
-    run = Run("resnet-18", "imagenet-small", recipe="rehearsal")
-    recipe = replace(recipes.RECIPES["rehearsal"], iterations=2, batch=4, group=2)
-    monkeypatch.setitem(recipes.RECIPES, "rehearsal", recipe)
+    run = Run("resnet-18", "imagenet-small", recipe="smoke")
+    recipe = replace(recipes.RECIPES["smoke"], iterations=2, batch=4, bn_batch=2)
+    monkeypatch.setitem(recipes.RECIPES, "smoke", recipe)
     shared, alone = finished(run, tmp_path / "shared"), trainers.train(run, tmp_path / "alone", photographs)
     assert rows(shared)["train_loss"].tolist() == pytest.approx(rows(alone)["train_loss"].tolist(), rel=0.05)
     assert rows(shared)["train_loss"][0] == pytest.approx(rows(alone)["train_loss"][0], rel=1e-4)
@@ -217,10 +219,6 @@ def test_photographs_are_shared_and_what_cannot_be_read_is_known_to_all(photogra
         assert record.summary["unreadable"] == 1
         assert record.predictions.empty  # of all test images or of none
         assert (record.folder / "unreadable.txt").read_text().startswith(f"{path}: OSError")
-    machine = torchrun("--standalone", "--nproc-per-node", 2, script, tmp_path / "strict", photographs, "error")
-    text = machine.communicate(timeout=240)[0]
-    assert machine.returncode == 1
-    assert f"PostedError: {path} cannot be read" in text
 
 
 COMMAND_LINE = """
@@ -241,9 +239,9 @@ def test_the_command_line_trains_a_run(tmp_path):
     cold = [*command[:5], "resnet-110", "--no-warmup", "--schedule", "0.001", "--results", str(tmp_path)]
     subprocess.run(cold, capture_output=True, check=True)
     assert finished(Run("resnet-110", schedule=0.001, warmup=False), tmp_path).history["lr"][0] == pytest.approx(0.1)
-    refused = subprocess.run([*command, "--group", "100"], capture_output=True, text=True, check=False)
+    refused = subprocess.run([*command, "--bn-batch", "100"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert "group 100: choose a number that divides the batch of 128" in refused.stderr
+    assert "bn_batch 100: choose a divisor of the batch of 128" in refused.stderr
 
 
 def test_the_command_line_shows_a_bar_in_a_terminal_and_ends_it_when_interrupted(tmp_path):

@@ -228,18 +228,18 @@ def test_only_all_of_imagenet_in_full_length_is_comparable(make, fields, images)
     assert "not the paper's conditions" in report.caution(table)
 
 
-def test_a_rehearsal_is_called_one(make):
-    record = make(40, 30, net="resnet-34", dataset="imagenet-rehearsal")
-    assert "A rehearsal: these errors mean nothing." in report.caution(report.errors([record]))
+def test_a_smoke_test_is_called_one(make):
+    record = make(40, 30, net="resnet-34", dataset="imagenet-smoke")
+    assert "A smoke test: these errors mean nothing." in report.caution(report.errors([record]))
     found = {"ensemble": {"multi-scale": {"top1": 20.0, "top5": 3.5}, "images": 6, "members": [record.run.id]}}
-    assert "A rehearsal: these errors mean nothing." in report.caution(report.tested([record], found, paper.TABLE_5))
+    assert "A smoke test: these errors mean nothing." in report.caution(report.tested([record], found, paper.TABLE_5))
 
 
 def test_figure_4_shows_what_was_run_of_its_nets(make):
     nets = ["plain-18", "resnet-18", "plain-34", "resnet-34", "resnet-50"]
     records = [make(40, 30, net=net, dataset="imagenet") for net in nets]
     assert [len(axes.lines) for axes in report.figure_4(records).axes] == [4, 4]
-    short = make(40, 30, net="resnet-18", dataset="imagenet-rehearsal")
+    short = make(40, 30, net="resnet-18", dataset="imagenet-smoke")
     assert all(tick == round(tick) for tick in report.figure_4([short]).axes[0].get_xticks())  # of four iterations
     (axes,) = report.figure_4([records[1], records[4]]).axes
     assert axes.get_title() == "residual nets"

@@ -62,7 +62,7 @@ def test_batch_norm_is_torchs_own_in_tests_and_where_it_is_not_compiled():
 @pytest.mark.parametrize(("net", "precision"), [("resnet-8", "float32"), ("plain-8", "bfloat16")])
 def test_a_compiled_step_is_a_step(net, precision):
     """The same batches, in groups of batch norm, from the same weights: moved to the same place but for rounding."""
-    recipe = replace(recipes.RECIPES["digits"], group=64)
+    recipe = replace(recipes.RECIPES["digits"], bn_batch=64)
     torch.manual_seed(0)
     images, labels = torch.randn(2, 128, 3, 8, 8), torch.randint(0, 10, (2, 128))
     initial, found = Run(net).name.build(10).state_dict(), {}
@@ -147,9 +147,9 @@ def trained(run, compile=False, prepare=lambda step: None):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)])
-@pytest.mark.parametrize("group", [128, 32])
+@pytest.mark.parametrize("bn_batch", [128, 32])
 def test_a_replayed_step_is_a_step(group, compile):
-    run = Run("resnet-8", group=group)
+    run = Run("resnet-8", bn_batch=group)
     step, replayed = trained(run, compile)
     _, eager = trained(run, compile, lambda step: setattr(step, "capturing", False))
     assert step.graph is not None
@@ -208,9 +208,9 @@ def test_a_step_gives_its_graph_every_batch_and_rate(fails, monkeypatch, capsys)
     monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
-    _, weights = trained(Run("resnet-8", group=64), prepare=as_on_a_gpu)
+    _, weights = trained(Run("resnet-8", bn_batch=64), prepare=as_on_a_gpu)
     monkeypatch.undo()
-    _, expected = trained(Run("resnet-8", group=64))
+    _, expected = trained(Run("resnet-8", bn_batch=64))
     assert len(replays) == (0 if fails else 10 - steps.EAGER_STEPS)
     assert ("could not be captured" in capsys.readouterr().out) == fails
     for name, value in expected.items():

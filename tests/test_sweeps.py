@@ -127,7 +127,7 @@ import signal
 from replication import Run, run_all
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell that runs the tests does with it
-    run_all([Run("resnet-20", group=64)], {results!r}, processes={processes})
+    run_all([Run("resnet-20", bn_batch=64)], {results!r}, processes={processes})
 """
 
 
@@ -147,7 +147,7 @@ def test_workers_end_with_the_process_that_waits_for_them(tmp_path, how, process
     output = tmp_path / "output"
     with output.open("w") as file:
         process = subprocess.Popen([sys.executable, script], start_new_session=True, stdout=file, stderr=file)
-    history = Run("resnet-20", group=64).folder(tmp_path) / "history.csv"
+    history = Run("resnet-20", bn_batch=64).folder(tmp_path) / "history.csv"
     while not history.exists():
         assert process.poll() is None
         time.sleep(0.05)

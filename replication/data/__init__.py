@@ -27,7 +27,7 @@ def load(name, root="data", progress=True):
     CIFAR is read in any of its official forms (``cifar.FORMS``), and downloaded into ``root`` if there is none; a
     folder is decoded once and cached in ``<root>/.cache``.
     A name that begins with ``imagenet`` is that of a folder ``{train,val}/<wnid>/*`` of photographs, in torchvision's
-    layout of ImageNet; they stay in their files. ``imagenet-rehearsal`` is a small one, made on first use.
+    layout of ImageNet; they stay in their files. ``imagenet-smoke`` is a small one, made on first use.
     Raises TypeError or ValueError naming what is wrong with the name or the files and what to do.
     """
     root = files.folder("data", root)
@@ -37,8 +37,8 @@ def load(name, root="data", progress=True):
     if name in cifar.FORMS:
         classes, *parts = cifar.load(name, root)
         return Dataset(name, classes, *(Images(*part) for part in parts))
-    if name == "imagenet-rehearsal" and not (root / name).is_dir():
-        imagenet.make_rehearsal(root / name)
+    if name == "imagenet-smoke" and not (root / name).is_dir():
+        imagenet.make_smoke_test(root / name)
     if not (root / name).is_dir():
         raise ValueError(unknown(name, root))
     return imagenet.load(name, root, progress) if is_imagenet(name) else load_folder(name, root, progress)
@@ -66,7 +66,7 @@ def check_name(name):
 def unknown(name, root):
     parts = ("train", "val") if is_imagenet(name) else ("train", "test")
     folders = {path.name for path in root.glob("*") if (path / "train").is_dir() and NAME.fullmatch(path.name)}
-    builtin = ("imagenet-rehearsal",) if is_imagenet(name) else BUILT_IN
+    builtin = ("imagenet-smoke",) if is_imagenet(name) else BUILT_IN
     choices = [*builtin, *sorted(folder for folder in folders if is_imagenet(folder) == is_imagenet(name))]
     close = difflib.get_close_matches(name, choices, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""

@@ -123,7 +123,7 @@ class Dataset:
         """The training batches, as ``Batches``; all images are in memory, so nothing is read ahead or left out."""
         return Batches(self, batch, seed, device, share)
 
-    def unreadable(self, choice="skip"):
+    def unreadable(self):
         """Training images known to be unreadable: none, since all were read."""
         return {}
 

@@ -26,7 +26,6 @@ CROP = 224  # the side of what an ImageNet net is trained on, in pixels
 TEST_SIDE = 256  # the shorter side that a photograph is resized to for crops at test time
 TEST_SIDES = (224, 256, 384, 480, 640)  # ... for whole photographs
 TRAIN_SIDES = (256, 480)  # ... and at random, both included, in training
-UNREADABLE = ("skip", "error")
 IN_A_ROW = 100  # files that cannot be read one after the other: no longer a few bad ones
 
 
@@ -86,33 +85,23 @@ class ImageNet:
         vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), range(3)])  # else the sign is the library's
         return (vectors * values).T[::-1].astype(np.float32)
 
-    def unreadable(self, choice="skip"):
-        """Training files that could not be read when the mean was computed, as {path: error}.
-
-        Raises ValueError naming them if ``choice`` is "error" and there are any.
-        """
-        found = _failures(self._statistics)
-        if found and choice == "error":
-            listing = "\n".join(f"  {path}: {error}" for path, error in found.items())
-            raise ValueError(
-                f"{len(found)} of the files of {self.folder} cannot be read: replace or remove them, "
-                f"or choose unreadable='skip'\n{listing}"
-            )
-        return found
+    def unreadable(self):
+        """Training files that could not be read when the mean was computed, as {path: error}."""
+        return _failures(self._statistics)
 
     def batches(self, batch, seed, device="cpu", share=(0, 1), **options):
         """The training batches, as ``ImageNetBatches``."""
         return ImageNetBatches(self, batch, seed, device, share, **options)
 
-    def eval_batches(self, files, device="cpu", share=(0, 1), workers=None, unreadable="skip", failed=None):
+    def eval_batches(self, files, device="cpu", share=(0, 1), workers=None, failed=None):
         """What a net sees of a part in tests during training: the central crop of every photograph.
 
         Gives inputs ``(N, 3, 224, 224)`` and labels ``(N,)``, as ``Dataset.eval_batches`` does. What cannot be read is
-        left out and goes to ``failed``, {path: error}; with ``unreadable="error"`` it raises ValueError.
+        left out and goes to ``failed``, {path: error}.
         """
         mean = torch.from_numpy(self.mean).to(device)
         mine = Files(*(part[share[0] :: share[1]] for part in files))
-        for images, labels, errors in read(self, mine, central_crop, workers=workers, unreadable=unreadable):
+        for images, labels, errors in read(self, mine, central_crop, workers=workers):
             if failed is not None:
                 failed |= errors
             if images:
@@ -124,15 +113,13 @@ class ImageNetBatches:
 
     As ``Batches``; files are read and decoded ahead, in ``workers`` processes (None: one for each core; 0: in this one)
     and up to ``iterations``. A file that cannot be read is replaced by the next one in their order and goes to
-    ``unreadable``, {path: error}; with ``unreadable="error"`` it raises ValueError instead.
+    ``unreadable``, {path: error}.
     """
 
-    def __init__(
-        self, dataset, batch, seed, device="cpu", share=(0, 1), iterations=None, workers=None, unreadable="skip"
-    ):
+    def __init__(self, dataset, batch, seed, device="cpu", share=(0, 1), iterations=None, workers=None):
         self.batch, self.share, self.iterations, self.workers = batch, share, iterations, workers
         self.indices = EpochSampler(len(dataset.train.labels), batch, seed)
-        self.reader, self.choice = _TrainingCrops(dataset.folder, dataset.train, seed), unreadable
+        self.reader = _TrainingCrops(dataset.folder, dataset.train, seed)
         self.mean = torch.from_numpy(dataset.mean).to(device)
         self.components = torch.from_numpy(dataset.components).to(device)
         self.unreadable = {}
@@ -143,7 +130,6 @@ class ImageNetBatches:
             self._iterator = _loader(self.reader, _collated, self._places(iteration), self.workers, self.mean.is_cuda)
         pixels, labels, shifts, failed = next(self._iterator)
         self._next = iteration + 1
-        _refuse(self.reader.folder, failed, self.choice)
         self.unreadable |= failed
         device = self.mean.device
         pixels, labels, shifts = (part.to(device, non_blocking=True) for part in (pixels, labels, shifts))
@@ -184,13 +170,6 @@ class _TrainingCrops(torch.utils.data.Dataset):
 def _failure(name, error):
     """What is kept of a file that cannot be read: its name below the data set's folder, and why."""
     return name, f"{type(error).__name__}: {error}".replace("\n", " ").replace("\t", " ")
-
-
-def _refuse(folder, failed, choice):
-    """Raise ValueError for the first of the failures, {name: error}, if that was chosen."""
-    if failed and choice == "error":
-        name, error = next(iter(failed.items()))
-        raise ValueError(f"{folder / name} cannot be read ({error}): replace it, or choose unreadable='skip'")
 
 
 def _too_many(path, error):
@@ -236,20 +215,20 @@ def central_crop(image):
     return [v2.pil_to_tensor(v2.center_crop(resized(image, TEST_SIDE), [CROP])).permute(1, 2, 0)[None]]
 
 
-def read(dataset, files, view, batch=32, workers=None, unreadable="skip"):
+def read(dataset, files, view, batch=32, workers=None):
     """Read the files of a part in their order: lists of the views of up to ``batch`` photographs, labels, failures.
 
     ``view(image)``: the tensors of views (k, H, W, 3) in uint8 to be seen of a photograph in RGB, made in ``workers``
     processes (None: one for each core; 0: in this one). Labels are a tensor (N,), failures {path: error} of the files
-    that cannot be read and are left out; with ``unreadable="error"`` they raise ValueError instead.
+    that cannot be read and are left out.
     Raises OSError when so many files fail one after the other that these are no longer a few bad ones.
     """
-    for pixels, shapes, labels, failed in _batches(dataset, files, view, _packed, batch, workers, unreadable):
+    for pixels, shapes, labels, failed in _batches(dataset, files, view, _packed, batch, workers):
         parts = iter(pixels.split([math.prod(shape) for views in shapes for shape in views]))
         yield [[next(parts).view(shape) for shape in views] for views in shapes], torch.tensor(labels), failed
 
 
-def _batches(dataset, files, view, collated, batch=32, workers=None, unreadable="skip"):
+def _batches(dataset, files, view, collated, batch=32, workers=None):
     """What ``collated`` makes of each batch of samples, and its failures; stops a run of failures."""
     import torchvision.transforms.v2  # noqa: F401 (here, once, and not in every worker anew)
 
@@ -258,7 +237,6 @@ def _batches(dataset, files, view, collated, batch=32, workers=None, unreadable=
     reader, in_a_row = _Views(dataset.folder, files, view), 0
     for *content, failures in _loader(reader, collated, places, workers):
         failed = dict(found for found in failures if found is not None)
-        _refuse(dataset.folder, failed, unreadable)
         for found in failures:
             in_a_row = 0 if found is None else in_a_row + 1
             if in_a_row == IN_A_ROW:
@@ -406,21 +384,21 @@ def _readable(path):
     return True
 
 
-REHEARSAL = {"classes": 6, "train": 12, "val": 1}  # the last two: photographs a class
+SMOKE_TEST = {"classes": 6, "train": 12, "val": 1}  # the last two: photographs a class
 
 
-def make_rehearsal(folder):
+def make_smoke_test(folder):
     """A small folder in ImageNet's layout: drawn photographs of varied sizes, a sixth of them grey and a sixth CMYK."""
     generator = np.random.default_rng(0)
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    for place in range(REHEARSAL["classes"]):
+    for place in range(SMOKE_TEST["classes"]):
         for name in ("train", "val"):
             target = part / name / f"n{place + 1:08}"
             target.mkdir(parents=True)
-            for number in range(REHEARSAL[name]):
+            for number in range(SMOKE_TEST[name]):
                 width, height = generator.integers(240, 520, 2)
                 across, down = np.meshgrid(np.arange(width), np.arange(height))
-                angle = np.pi * place / REHEARSAL["classes"] + generator.normal(0, 0.1)
+                angle = np.pi * place / SMOKE_TEST["classes"] + generator.normal(0, 0.1)
                 phase = (across * np.cos(angle) + down * np.sin(angle)) / generator.uniform(8, 14)
                 colour = generator.uniform(60, 180, 3)
                 pixels = colour + 60 * np.sin(phase)[..., None] + generator.normal(0, 12, (height, width, 3))

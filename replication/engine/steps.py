@@ -55,8 +55,8 @@ class Step:
         self.device = device_of(ranks)
         self.net = net.to(self.device, memory_format=torch.channels_last).train()
         self.recipe, self.precision, self.ranks = recipe, precision, ranks
-        # One tensor where groups are averaged; where they are not, compiled nets are quicker with many.
-        several = recipe.group not in (None, recipe.batch) or ranks.world_size > 1
+        # One tensor where parts of a batch are averaged; where they are not, compiled nets are quicker with many.
+        several = recipe.bn_batch not in (None, recipe.batch) or ranks.world_size > 1
         self.running = flatten_running_stats(self.net) if several else None
         self.optimizer = torch.optim.SGD(
             self.net.parameters(),
@@ -84,7 +84,7 @@ class Step:
         if self.ranks.world_size > 1:
             self.forward, images = self._in_group(), 2
         elif compile:
-            self.forward, images = compiled(self.net), self.recipe.group or self.recipe.batch
+            self.forward, images = compiled(self.net), self.recipe.bn_batch or self.recipe.batch
         else:
             return
         before = [buffer.clone() for buffer in self.net.buffers()]
@@ -174,7 +174,7 @@ class Step:
 
     def _compute(self, images, labels):
         self.optimizer.zero_grad()
-        size = self.recipe.group or len(labels)
+        size = self.recipe.bn_batch or len(labels)
         parts = list(zip(images.split(size), labels.split(size), strict=True))
         sums = torch.zeros_like(self.totals)
         if len(parts) > 1:
@@ -189,7 +189,7 @@ class Step:
                 (loss / len(parts)).backward()
             wrong = (logits.detach().argmax(1) != labels).sum()
             sums += torch.stack([loss.detach() * len(labels), wrong])
-            if len(parts) > 1:  # every group moves the running statistics from the same place, all by their mean
+            if len(parts) > 1:  # every part moves the running statistics from the same place, all by their mean
                 moved += self.running
                 self.running.copy_(before)
         if len(parts) > 1:

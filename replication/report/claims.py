@@ -248,7 +248,7 @@ JUDGES = {
 def scorecard(records, evaluations=None):
     """Judge every claim of ``paper.CLAIMS``: a DataFrame with a row for each claim and set of conditions.
 
-    records: finished runs of whatever conditions; rehearsals are left out. evaluations: as of
+    records: finished runs of whatever conditions; smoke tests are left out. evaluations: as of
     ``evaluate.evaluations``, for the ensemble. Runs under different conditions are judged separately: first those under
     the paper's own (``as_paper``), which every claim has a row of, attempted or not, then others that say something.
     Columns: claim (number), name, section, statement, printed, comparison, criterion, notebook, as_paper, conditions
@@ -257,7 +257,7 @@ def scorecard(records, evaluations=None):
     """
     groups = [
         (place, words, Group(members, evaluations or {}))
-        for place, words, members in by_conditions([each for each in records if each.run.recipe != "rehearsal"])
+        for place, words, members in by_conditions([each for each in records if each.run.recipe != "smoke"])
     ]
     rows = []
     for number, claim in CLAIMS.items():

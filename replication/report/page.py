@@ -28,8 +28,8 @@ DATA = {
 
 
 def everything(results="results"):
-    """All records of a folder but rehearsals', and the errors of an ensemble that ``6_imagenet`` left there."""
-    records = [record for record in all_finished(results) if record.run.recipe != "rehearsal"]
+    """All records of a folder but smoke tests', and the errors of an ensemble that ``6_imagenet`` left there."""
+    records = [record for record in all_finished(results) if record.run.recipe != "smoke"]
     return records, read_checked(Path(results) / "6_imagenet" / "evaluations.json")
 
 

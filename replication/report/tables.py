@@ -33,7 +33,7 @@ def errors(records, nets=(), published=TABLE_6, others=()):
     spreads = [name for error in ERRORS for name in (error, f"{error}_std")]
     table = pd.DataFrame(rows, columns=["net", "parameters", *CONDITIONS, "n", "diverged", *spreads, "seconds"])
     table["diverged"] = table["diverged"].fillna(0)
-    whole = ("parameters", "iterations", "holdout", "group", "diverged")
+    whole = ("parameters", "iterations", "holdout", "bn_batch", "diverged")
     table = table.astype(dict.fromkeys(whole, "Int64"))
     alike = [published.conditions is not None and published.conditions.items() <= row.items() for row in rows]
     paper_errors = table["net"].map(published.errors).astype(float)
@@ -91,7 +91,7 @@ def tested(records, evaluations, published):
     place = {net: number for number, net in enumerate(published.errors)}
     rows.sort(key=lambda row: place.get(row["net"], len(place)))
     columns = ["net", "members", *CONDITIONS, "n", "top1", "top1_std", "top5", "top5_std"]
-    table = pd.DataFrame(rows, columns=columns).astype({"iterations": "Int64", "holdout": "Int64", "group": "Int64"})
+    table = pd.DataFrame(rows, columns=columns).astype({"iterations": "Int64", "holdout": "Int64", "bn_batch": "Int64"})
     for number, name in enumerate(names):
         table[f"paper_{name}"] = [published.errors.get(net, (None, None))[number] for net in table["net"]]
     table = table.astype(dict.fromkeys([*columns[-4:], "paper_top1", "paper_top5"], float))
@@ -188,8 +188,8 @@ def caution(table):
         sentences.append(f"The ensemble: {members[0]}.")
     if len(others):
         sentences.append(f"Trained by others, tested here: {', '.join(others['net'])}.")
-    if (done["recipe"] == "rehearsal").any():
-        sentences.append("A rehearsal: these errors mean nothing.")
+    if (done["recipe"] == "smoke").any():
+        sentences.append("A smoke test: these errors mean nothing.")
     elif len(done) and done["comparable"].all():
         sentences.append("Measured as the paper's.")
     elif (table["n"] > 0).any():

@@ -5,11 +5,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from replication.data import check_name, is_imagenet
-from replication.data.imagenet import UNREADABLE
 from replication.models import NetName, nearest
 from replication.recipes import RECIPES, own_recipe
 
 PRECISIONS = ("float32", "bfloat16")
+SPELLED = {"bn_batch": "group"}  # fields that records and run ids know by an older name
+RETIRED = ("unreadable",)  # fields that only older records have
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,13 @@ class Run:
     net: a name of the paper's, such as "plain-20" or "resnet-32-C"; without a letter, the paper's choice of shortcut.
     dataset: "digits", "cifar10", "cifar100" or the name of a folder of images; one that begins with "imagenet" is in
         ImageNet's layout and trains the nets of Table 1.
-    recipe: "cifar", "imagenet", "digits", "note" or "rehearsal"; left out, the data set's own.
+    recipe: "cifar", "imagenet", "digits", "note" or "smoke"; left out, the data set's own.
     seed: of the initial weights, the order of images and their augmentation.
     schedule: the fraction of the recipe's iterations, above 0 up to 1.
     precision: "float32", or "bfloat16" for automatic mixed precision.
     holdout: training images held out for validation (the paper sets its CIFAR schedule with 5,000).
-    group: images that batch norm sees at once, in training: they divide the recipe's batch, the smaller they are, the
-        less memory is needed and the more processes can share a batch; left out, the recipe's own.
-    unreadable: a photograph that cannot be read in training is replaced by another ("skip") or ends the run ("error").
+    bn_batch: images that batch norm normalizes together in training (ghost batch norm), a divisor of the recipe's
+        batch. Smaller ones need less memory and let more processes share a batch; left out, the recipe's own.
     warmup: whether a net that the recipe warms up is; without, it starts at the full rate (section 4.2, footnote).
 
     Raises TypeError or ValueError naming the value, the choices and, where there is one, the nearest match.
@@ -39,8 +39,7 @@ class Run:
     schedule: float = 1.0
     precision: str = "float32"
     holdout: int = 0
-    group: int | None = None
-    unreadable: str = "skip"
+    bn_batch: int | None = None
     warmup: bool = True
 
     def __post_init__(self):
@@ -54,24 +53,23 @@ class Run:
             "schedule": self._fraction(),
             "precision": choice("precision", self.precision, PRECISIONS),
             "holdout": whole("holdout", self.holdout),
-            "unreadable": choice("unreadable", self.unreadable, UNREADABLE),
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
-        object.__setattr__(self, "group", self._own_group())
+        object.__setattr__(self, "bn_batch", self._own_bn_batch())
         object.__setattr__(self, "warmup", self._own_warmup(name.depth))
 
-    def _own_group(self):
-        """The group, or None where it is the recipe's: the same run has one name."""
+    def _own_bn_batch(self):
+        """None where it is the recipe's: the same run has one name."""
         recipe = RECIPES[self.recipe]
-        if self.group is None:
+        if self.bn_batch is None:
             return None
-        group = whole("group", self.group)
-        if not group or recipe.batch % group:
+        bn_batch = whole("bn_batch", self.bn_batch)
+        if not bn_batch or recipe.batch % bn_batch:
             raise ValueError(
-                f"group {group}: choose a number that divides the batch of {recipe.batch}: {divisors(recipe.batch)}"
+                f"bn_batch {bn_batch}: choose a divisor of the batch of {recipe.batch}: {divisors(recipe.batch)}"
             )
-        return None if group == (recipe.group or recipe.batch) else group
+        return None if bn_batch == (recipe.bn_batch or recipe.batch) else bn_batch
 
     def _own_warmup(self, depth):
         """False only where it makes a difference: the same run has one name."""
@@ -93,10 +91,10 @@ class Run:
         changed = []
         if self.recipe != own_recipe(self.dataset):
             changed.append(f"recipe-{self.recipe}")
-        for field in fields(self)[4:]:
-            value = getattr(self, field.name)
-            if value != field.default:
-                changed.append(f"{field.name}-{value}")
+        values = {name: getattr(self, name) for name in ("schedule", "precision", "holdout", "bn_batch", "warmup")}
+        for field in fields(self):
+            if field.name in values and values[field.name] != field.default:
+                changed.append(f"{SPELLED.get(field.name, field.name)}-{values[field.name]}")
         return "__".join([self.net, self.dataset, *changed, f"seed-{self.seed}"])
 
     @property
@@ -106,10 +104,10 @@ class Run:
 
     @property
     def settings(self):
-        """The recipe at this schedule, for a net of this depth, with this run's groups and warm-up."""
+        """The recipe at this schedule, for a net of this depth, with this run's bn_batch and warm-up."""
         recipe = RECIPES[self.recipe].scaled(self.schedule).for_depth(self.name.depth)
         warmup = recipe.warmup if self.warmup else None
-        return replace(recipe, group=self.group or recipe.group or recipe.batch, warmup=warmup)
+        return replace(recipe, bn_batch=self.bn_batch or recipe.bn_batch or recipe.batch, warmup=warmup)
 
     def folder(self, results="results"):
         """Where the run's record lies."""
@@ -118,7 +116,12 @@ class Run:
     @classmethod
     def from_dict(cls, values):
         """The run of a ``run.json``; a field that it is older than has its default."""
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+        names = {field.name: SPELLED.get(field.name, field.name) for field in fields(cls)}
+        return cls(**{name: values[spelled] for name, spelled in names.items() if spelled in values})
+
+    def to_dict(self):
+        """Every field, as ``run.json`` has it."""
+        return {SPELLED.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
 
 
 def choice(field, value, choices):

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pandas as pd
 from replication.engine import checkpoint, files
 from replication.engine.files import DamagedError
 from replication.recipes import RECIPES, own_recipe
-from replication.runs import Run
+from replication.runs import RETIRED, Run
 
 # Of the code that results depend on: raised with every change to nets, recipes, batches or training that changes what a
 # run ends with by more than rounding. Records and checkpoints of another version are no results of this code.
@@ -26,7 +26,7 @@ NEEDED = ("run.json", "environment.json", "history.csv", "summary.json")
 SUMS = "SHA256SUMS"  # checksums of a record's files, as ``sha256sum --check`` reads them
 LINES = r"(?:[0-9a-f]{64}  [\w.-]+\n)+"  # of which it consists
 # What must be equal for errors to be compared: among them the images themselves, by their fingerprint.
-CONDITIONS = ("dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "group")
+CONDITIONS = ("dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "bn_batch")
 SIGNALS = ("response_std", "signal_variance", "gradient_norm", "weight_norm", "residual_ratio")
 COLUMNS = ("iteration", "lr", "train_error", "train_loss", "test_error", "test_loss", "seconds")
 
@@ -102,7 +102,7 @@ class Record:
         """``CONDITIONS`` of the run, by name."""
         values = {name: getattr(self.run, name) for name in ("dataset", "recipe", "precision", "holdout")}
         values |= {"fingerprint": self.fingerprint[:12], "iterations": self.summary["iterations"]}
-        values["group"] = self.run.settings.group
+        values["bn_batch"] = self.run.settings.bn_batch
         return {name: values[name] for name in CONDITIONS}
 
 
@@ -115,11 +115,11 @@ def ended(records):
 def in_words(conditions):
     """The conditions of a run for the eye: "digits, recipe digits, 1,100 iterations, float32"."""
     words = "{dataset}, recipe {recipe}, {iterations:,} iterations, {precision}".format(**conditions)
-    recipe, group = RECIPES.get(conditions["recipe"]), conditions["group"]
+    recipe, bn_batch = RECIPES.get(conditions["recipe"]), conditions["bn_batch"]
     if conditions["holdout"]:
         words += f", {conditions['holdout']:,} images held out"
-    if recipe is not None and not pd.isna(group) and group != (recipe.group or recipe.batch):
-        words += f", groups of {group}"
+    if recipe is not None and not pd.isna(bn_batch) and bn_batch != (recipe.bn_batch or recipe.batch):
+        words += f", batch norm over {bn_batch}"
     return words
 
 
@@ -230,7 +230,7 @@ def _opened(folder):
         stored, summary = (json.loads((folder / name).read_bytes()) for name in ("run.json", "summary.json"))
         version = stored.get("version")
         if version == VERSION:
-            unknown = set(stored) - {field.name for field in fields(Run)} - {"id", "fingerprint", "version"}
+            unknown = set(stored) - {*Run("resnet-20").to_dict(), *RETIRED, "id", "fingerprint", "version"}
             if unknown:
                 raise ValueError(f"it has fields that are unknown here: {', '.join(sorted(unknown))}")
             return Record(Run.from_dict(stored), folder, stored["fingerprint"], {**summary})
@@ -314,12 +314,12 @@ def rows_text(rows, columns=COLUMNS, digits=None):
 
 def origin(run, fingerprint):
     """What a checkpoint of a run belongs to, as ``engine.checkpoint`` takes it."""
-    return {"fingerprint": fingerprint, "run": asdict(run), "recipe": repr(run.settings), "version": VERSION}
+    return {"fingerprint": fingerprint, "run": run.to_dict(), "recipe": repr(run.settings), "version": VERSION}
 
 
 def run_text(run, fingerprint):
     """The text of ``run.json``."""
-    return json_text({**asdict(run), "id": run.id, "fingerprint": fingerprint, "version": VERSION})
+    return json_text({**run.to_dict(), "id": run.id, "fingerprint": fingerprint, "version": VERSION})
 
 
 def checked_text(values):
