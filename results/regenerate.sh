@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the committed tables, figures and executed notebooks again, from the records in results/runs alone.
+# Make the published tables, figures and executed notebooks again, from the records in results/published/runs alone.
 # With these parameters the notebooks also made the records: a run without one is trained, which takes hours and its images.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,9 +7,9 @@ python=${PYTHON:-.venv/bin/python}
 
 # A notebook, its parameters, and the folder within results for what it leaves, if that is not the notebook's name.
 notebook() {
-  local folder="results/${3:-$1}"
+  local folder="results/published/${3:-$1}"
   mkdir -p "$folder"
-  "$python" -m papermill --no-progress-bar "notebooks/$1.ipynb" "$folder/notebook.ipynb" -y "$2" ${3:+-p output "$3"}
+  "$python" -m papermill --no-progress-bar "notebooks/$1.ipynb" "$folder/notebook.ipynb" -y "$2" -p results results/published ${3:+-p output "$3"}
 }
 
 on_photographs() {

@@ -79,7 +79,7 @@ def test_one_command_makes_tables_and_readme_again_from_the_committed_records_al
     assert "Training" not in done.stderr
     given = re.findall(r"^ *notebook .*?\"({.*?})\"", script, flags=re.M)
     assert [each for each in given if f"`{each}`" not in readme] == []
-    places = {path.relative_to(committed).parts[1] for path in before if path.name != "README.md"}
+    places = {path.relative_to(committed).parts[2] for path in before if path.name != "README.md"}
     assert places == {*re.findall(r"^ *notebook (\w+)", script, flags=re.M), "8_speed"}  # that measures a machine
     assert [str(path) for path, content in before.items() if path.read_bytes() != content] == []
 

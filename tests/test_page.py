@@ -103,7 +103,7 @@ def test_the_table_of_verdicts_has_the_papers_conditions_first(records):
 
 
 def test_the_readme_holds_results_and_scorecard_of_the_committed_records(committed):
-    records, evaluations = page.everything(committed / "results")
+    records, evaluations = page.everything(committed / "results" / "published")
     text = (committed / "README.md").read_text()
     for name, content in page.for_readme(report.scorecard(records, evaluations), records).items():
         block = text.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
@@ -133,10 +133,10 @@ def test_the_readme_is_updated_between_its_marks(records, tmp_path):
 
 
 def test_the_committed_scorecard_is_that_of_the_committed_records(committed):
-    records, evaluations = page.everything(committed / "results")
-    names = [committed / "results" / "7_scorecard" / name for name in ("scorecard.json", "table.csv")]
+    records, evaluations = page.everything(committed / "results" / "published")
+    names = [committed / "results" / "published" / "7_scorecard" / name for name in ("scorecard.json", "table.csv")]
     before = [path.read_bytes() for path in names]
-    page.save(report.scorecard(records, evaluations), records, committed / "results" / "7_scorecard")
+    page.save(report.scorecard(records, evaluations), records, committed / "results" / "published" / "7_scorecard")
     assert [path.read_bytes() for path in names] == before
 
 
