@@ -15,7 +15,7 @@ from replication.data.batches import normalize
 from replication.engine import files
 from replication.engine.machine import autocast
 from replication.engine.progress import progress_bar
-from replication.runs.records import checked_text, ended, read_checked
+from replication.runs.records import ended, json_text, read_json
 
 
 def single_view(net, views, device="cpu", precision="float32", kept=None):
@@ -273,7 +273,7 @@ def _known(own, weights, together, loaded, precision, folder):
     paths = {name: [record.weights] for name, record in own.items()}
     paths |= {label: [Path(options["path"])] for label, options in weights.items()}
     paths |= {"ensemble": [record.weights for record in together]} if together else {}
-    stored = read_checked(folder / "evaluations.json") | {
+    stored = read_json(folder / "evaluations.json") | {
         name: record.evaluation for name, record in own.items() if record.evaluation
     }
     known = {}
@@ -309,11 +309,11 @@ def _measure(missing, known, own, weights, together, loaded, way, precision):
 def _keep(known, own, folder):
     for name, record in own.items():
         if known[name] != record.evaluation and set(EVAL_PROTOCOLS) & set(known[name]):
-            files.write(record.folder / "evaluation.json", checked_text(known[name]))
+            files.write(record.folder / "evaluation.json", json_text(known[name]))
     folder.mkdir(parents=True, exist_ok=True)
     others = {name: found for name, found in known.items() if name not in own}
     path = folder / "evaluations.json"
-    files.write(path, checked_text(read_checked(path) | others))
+    files.write(path, json_text(read_json(path) | others))
 
 
 def _digest(paths):

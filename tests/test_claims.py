@@ -363,9 +363,7 @@ def test_overfitting_needs_a_low_training_error_and_a_higher_test_error(make_all
 def test_an_ensemble_is_judged_against_its_best_member(make):
     records = [make(9, 22, net=net, dataset="imagenet") for net in ("resnet-50", "resnet-101")]
     for record, error in zip(records, (5.25, 4.60), strict=True):
-        (record.folder / "evaluation.json").write_text(
-            kept.checked_text({"multi-scale": {"top1": 20.0, "top5": error}})
-        )
+        (record.folder / "evaluation.json").write_text(kept.json_text({"multi-scale": {"top1": 20.0, "top5": error}}))
     for error, expected in ((3.57, "partly"), (4.7, "not reproduced")):
         found = {"multi-scale": {"top1": 19.0, "top5": error}, "members": [record.run.id for record in records]}
         row = judged(records, 12, evaluations={"ensemble": found})

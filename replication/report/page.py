@@ -16,7 +16,7 @@ from replication.report import layers
 from replication.report.claims import THEIRS
 from replication.report.comparisons import VERDICTS
 from replication.report.tables import KINDS
-from replication.runs.records import all_finished, by_conditions, ended, json_text, read_checked
+from replication.runs.records import all_finished, by_conditions, ended, json_text, read_json
 
 ROOT = Path(__file__).parents[2]  # of the source tree: README and notebooks lie there
 DATA = {
@@ -30,7 +30,7 @@ DATA = {
 def everything(results="results"):
     """All records of a folder but smoke tests', and the errors of an ensemble that ``6_imagenet`` left there."""
     records = [record for record in all_finished(results) if record.run.recipe != "smoke"]
-    return records, read_checked(Path(results) / "6_imagenet" / "evaluations.json")
+    return records, read_json(Path(results) / "6_imagenet" / "evaluations.json")
 
 
 def summary(card, records):
