@@ -1,6 +1,7 @@
 """Train one run from the command line: ``python -m replication resnet-50 --dataset imagenet``, or by torchrun."""
 
 import argparse
+import os
 import sys
 from dataclasses import fields
 
@@ -22,10 +23,12 @@ def main():
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}", type=kinds.get(field.name, str), default=field.default
             )
-    parser.add_argument("--results", default="results", help="folder of the records, seen by all machines")
-    parser.add_argument("--data", default="data", help="folder of the data sets")
+    # As in any shell, relative paths start from the current folder; what is left out is the repository's.
+    paths = {"type": os.path.abspath}
+    parser.add_argument("--results", **paths, help="folder of the records, seen by all machines; left out: results")
+    parser.add_argument("--data", **paths, help="folder of the data sets; left out: data")
     values = vars(parser.parse_args())
-    results, data = values.pop("results"), values.pop("data")
+    results, data = values.pop("results") or "results", values.pop("data") or "data"
     try:
         run = Run(**values)
     except (TypeError, ValueError) as error:
@@ -33,8 +36,8 @@ def main():
     tune_malloc()  # as the workers of run_all do
     try:
         record = trainers.train(run, results, data, progress=True)
-    except KeyboardInterrupt:
-        print("Interrupted: the same command goes on with what there is.")
+    except KeyboardInterrupt as interrupt:
+        print(interrupt if interrupt.args else "Interrupted: the same command continues with what there is.")
         sys.exit(130)
     if record.diverged is None:
         print(f"{record.folder}: test error {record.summary['test_error']:.2f} %")

@@ -1,26 +1,27 @@
-"""How fast this machine trains, beside the common loop and its own limit, and what the paper's protocols would take."""
+"""How fast this machine trains, next to the common loop and its own limit, and how long the paper's protocol takes."""
 
-import multiprocessing
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from replication import forecasts, paper, sweeps, trainers
+from replication import data as datasets
+from replication import paper, sweeps, trainers
 from replication.engine import steps
 from replication.engine.machine import cores
+from replication.engine.workers import Workers
 from replication.report.comparisons import interval_of_mean
 from replication.runs import PRECISIONS, Run, grid, net_names, whole
-from replication.runs.environment import environment
+from replication.runs.environment import compiles, cost, environment, reproducible, threads_for
 from replication.runs.records import ended
 
 SIZE = (32, 32)  # of CIFAR's images
 SIZES = {"cifar10": SIZE, "imagenet": (224, 224)}  # of what the paper's protocols train on
-TEST_IMAGES = {"cifar10": 10_000, "imagenet": 50_000}
+TIMED = {"cifar10": ("resnet-20", "resnet-110"), "imagenet": ("resnet-18", "resnet-50")}  # the others follow from these
 BATCH = 128  # of the paper, and of the common loop
 WARM_UP = 3  # iterations that do not count
 COMPARED = ["net", "dataset", "iterations", "error", "seeds", *PRECISIONS, "difference", "low", "high"]
@@ -41,6 +42,36 @@ WORDS = {
 SQUARE = 2048  # rows and columns of the matrices whose product sets the limit
 
 
+def random_images(size, count=512):
+    """A data set of random pixels, height and width in ``size``: as fast or slow as a real one."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (count, *size, 3), dtype=np.uint8)
+    images = datasets.Images(pixels, np.arange(count) % 10)
+    return datasets.Dataset("random", tuple("0123456789"), images, images)
+
+
+def iteration_seconds(run, size, iterations=4, threads=None):
+    """Mean seconds of one iteration of a run on random images, batches and update included; nothing is written.
+
+    size: height and width. Of a batch that batch norm sees in parts, one part is timed. ``threads``: as many as the run
+    is trained with, if left out.
+    """
+    part, batch = run.settings.bn_batch, run.settings.batch
+    images = random_images(size, max(2 * part, 512) if max(size) <= 64 else part)
+    with reproducible(run, size, threads=threads):
+        step = trainers.new_step(run, len(images.classes))
+        step.begin(size, compiles(run, size))
+        batches = images.batches(part, run.seed, step.device)
+        untimed = WARM_UP + (steps.EAGER_STEPS if step.capturing else 0)  # a GPU replays a graph from then on
+        for iteration in range(untimed + iterations):
+            if iteration == untimed:
+                step.totals.tolist()  # waits for the device
+                started = time.perf_counter()
+            step(*batches(iteration), run.settings.lr / 100)
+        step.totals.tolist()
+        return (time.perf_counter() - started) / iterations * (batch / part)
+
+
 def common_loop(net, iterations, workers=None):
     """Images per second of the loop that most public replications share, on the same net (a name), 32x32 images.
 
@@ -51,7 +82,7 @@ def common_loop(net, iterations, workers=None):
 
     changes = [transforms.RandomCrop(SIZE, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    images = forecasts.random_images(SIZE, BATCH * (WARM_UP + iterations)).train
+    images = random_images(SIZE, BATCH * (WARM_UP + iterations)).train
     loader = torch.utils.data.DataLoader(
         _Pictures(images, transforms.Compose([*changes, normalize])),
         batch_size=BATCH,
@@ -110,18 +141,18 @@ def compare(nets, rounds=5, iterations=20, precisions=("float32", "bfloat16"), w
     for name, value in (("rounds", rounds), ("iterations", iterations)):
         if whole(name, value) < 1:
             raise ValueError(f"{name} {value}: give at least 1")
-    rows, spawn = [], multiprocessing.get_context("spawn")
+    rows = []
     limits = {precision: matrix_product(precision) for precision in precisions}
-    with ProcessPoolExecutor(1, spawn) as theirs, sweeps.local_pool(1) as ours:
+    with Workers(1) as theirs, Workers(1) as ours:
         for net in nets:
             runs = {precision: Run(net, "cifar10", precision=precision) for precision in precisions}
             for run in runs.values():
-                ours.submit(forecasts.iteration_seconds, run, SIZE, 1).result()  # compiles
-            operations = 6 * trainers.cost(run, SIZE) / BATCH  # a multiply-add is two, the way back twice the way there
+                ours.submit(iteration_seconds, run, SIZE, 1).result()  # compiles
+            operations = 6 * cost(run, SIZE) / BATCH  # a multiply-add is two, the way back twice the way there
             for number in range(rounds):
                 common = theirs.submit(common_loop, net, iterations, workers).result()
                 speeds = {
-                    precision: BATCH / ours.submit(forecasts.iteration_seconds, run, SIZE, iterations).result()
+                    precision: BATCH / ours.submit(iteration_seconds, run, SIZE, iterations).result()
                     for precision, run in runs.items()
                 }
                 for precision, speed in speeds.items():
@@ -150,21 +181,19 @@ def side_by_side(sizes, rounds=3, iterations=10):
     in sum, the median of the rounds; threads: those that such a run is trained with.
     """
     rows = []
-    with sweeps.local_pool(cores()) as pool:
+    with Workers(cores()) as pool:
         for run, size in sizes.items():
             found = {"apart": [], "together": []}
             for number in range(rounds + 1):  # the first compiles
                 for name, count, threads in (("apart", cores(), 1), ("together", 1, cores())):
                     futures = [
-                        pool.submit(
-                            forecasts.iteration_seconds, run, size, iterations if number else 1, threads=threads
-                        )
+                        pool.submit(iteration_seconds, run, size, iterations if number else 1, threads=threads)
                         for _ in range(count)
                     ]
                     found[name] += [sum(run.settings.batch / future.result() for future in futures)] * (number > 0)
             row = {"net": run.net, "size": f"{size[0]}x{size[1]}", "precision": run.precision}
             row |= {name: statistics.median(values) for name, values in found.items()}
-            rows.append(row | {"threads": trainers.threads_for(run, size)})
+            rows.append(row | {"threads": threads_for(run, size)})
     return pd.DataFrame(rows)
 
 
@@ -203,40 +232,50 @@ def planned(notebooks, precision="float32"):
 
 
 def measure(planned):
-    """Seconds of an iteration of some runs of ``planned`` on random images, one at a time, from which all follow."""
-    with sweeps.local_pool(1) as pool:
-        return forecasts.measure(pool, _every(planned), SIZES)
+    """Seconds of an iteration of the nets in ``TIMED`` whose data set is planned, on random images: {run: seconds}."""
+    every = _every(planned)
+    names = dict.fromkeys((run.dataset, run.precision) for run in every)
+    runs = [Run(net, dataset, precision=precision) for dataset, precision in names for net in TIMED[dataset]]
+    with Workers(1) as pool:
+        return {run: pool.submit(iteration_seconds, run, SIZES[run.dataset]).result() for run in runs}
 
 
 def _every(planned):
     return list(dict.fromkeys(run for runs in planned.values() for run in runs))
 
 
+def _predicted(run, measured):
+    """Seconds of an iteration: on the line through those measured on the same images, over their multiply-adds."""
+    timed = {cost(each, SIZES[each.dataset]): measured[each] for each in measured if each.dataset == run.dataset}
+    (low, fast), (high, slow) = sorted(timed.items())
+    slope = max((slow - fast) / (high - low), 0.5 * fast / low)  # whatever noise there is: more layers take longer
+    return measured.get(run, fast + slope * (cost(run, SIZES[run.dataset]) - low))
+
+
 def net_times(planned, measured):
     """A row for each net and data set: images per second, and the seconds of one run by the paper's protocol.
 
-    ``how``: whether it was "measured", or "computed" from what was, by the multiply-adds. Photographs are neither read
-    nor decoded here: where that takes longer than training on them, so will the training.
+    ``how``: whether it was "measured", or "computed" from what was, by the multiply-adds. Tests on the way are not
+    counted, and photographs are neither read nor decoded: where that takes longer than training on them, so will the
+    training.
     """
-    every, rows = _every(planned), {}
-    each = forecasts.predicted(every, SIZES, measured)
-    for run in every:
-        row = {"net": run.net, "dataset": run.dataset, "speed": run.settings.batch / each[run]}
-        row |= {"how": "measured" if run in measured else "computed"}
-        rows.setdefault(
-            (run.net, run.dataset), row | {"seconds": forecasts.total([run], every, SIZES, TEST_IMAGES, measured)}
-        )
+    rows = {}
+    for run in _every(planned):
+        each = _predicted(run, measured)
+        row = {"net": run.net, "dataset": run.dataset, "speed": run.settings.batch / each}
+        row |= {"how": "measured" if run in measured else "computed", "seconds": each * run.settings.iterations}
+        rows.setdefault((run.net, run.dataset), row)
     return pd.DataFrame(rows.values(), columns=["net", "dataset", "speed", "how", "seconds"])
 
 
 def protocol_times(planned, measured):
     """What the protocols take on this machine, one after the other: a table of notebook, runs, iterations, seconds."""
-    every, rows = _every(planned), []
+    rows = []
     for name, runs in planned.items():
-        workers = sweeps.workers_for(runs, SIZES)
         iterations = sum(run.settings.iterations for run in runs)
-        seconds = forecasts.total(runs, every, SIZES, TEST_IMAGES, measured, workers)
-        rows.append({"notebook": name, "runs": len(runs), "iterations": iterations, "seconds": seconds})
+        seconds = sum(_predicted(run, measured) * run.settings.iterations for run in runs)
+        lanes = sweeps.lanes_for(runs, SIZES)
+        rows.append({"notebook": name, "runs": len(runs), "iterations": iterations, "seconds": seconds / lanes})
     return pd.DataFrame(rows, columns=["notebook", "runs", "iterations", "seconds"])
 
 
@@ -286,7 +325,7 @@ def readable(table):
             ends = zip(values, table["low"], table["high"], strict=True)
             shown[WORDS[name]] = [f"{a:+.2f} ({b:+.2f} to {c:+.2f})" for a, b, c in ends]
         elif name == "seconds":
-            shown["time"] = [forecasts.in_words(value) for value in values]
+            shown["time"] = [in_words(value) for value in values]
         elif name == "of_limit":
             shown[WORDS[name]] = [f"{100 * value:.0f} %" for value in values]
         elif name in PRECISIONS:
@@ -296,3 +335,13 @@ def readable(table):
         else:
             shown[WORDS.get(name, name)] = list(values)
     return pd.DataFrame(shown)
+
+
+def in_words(seconds):
+    """A time for the eye: "40 s", "12 min", "3.5 hours", "2.1 days", "1.4 years"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    for unit, length, limit in (("min", 60, 100), ("hours", 3600, 48), ("days", 86_400, 500)):
+        if seconds < limit * length:
+            return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {unit}"
+    return f"{seconds / 31_557_600:.1f} years"

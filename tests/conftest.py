@@ -2,6 +2,7 @@ import functools
 import json
 import shutil
 import subprocess
+from concurrent.futures import Executor, Future
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +16,37 @@ from replication.runs import records
 
 matplotlib.use("agg")
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_published(monkeypatch):
+    """Tests train what they ask for; the published records have tests of their own."""
+    monkeypatch.setattr(records, "PUBLISHED", None)
+
+
+class Here(Executor):
+    """Calls in this process, at once: no time is lost in starting another."""
+
+    def submit(self, function, /, *arguments):
+        future = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def processes_of(session):
+    """The processes that are left of a session, by number."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, theirs = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue  # it has ended meanwhile
+        if int(theirs) == session and state != "Z":
+            found.append(int(path.parent.name))
+    return found
 
 
 @pytest.fixture

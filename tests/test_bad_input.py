@@ -153,14 +153,14 @@ def test_folders_that_cannot_be_are_refused_everywhere(folder):
                 call()
 
 
-@given(st.sampled_from(["runs", "executor", "processes", "weights"]), ANYTHING)
+@given(st.sampled_from(["runs", "executor", "processes", "fresh"]), ANYTHING)
 @example("runs", [RUN, "resnet-20"])
 @example("executor", "localhost")
 @example("processes", 3)
 def test_a_sweep_refuses_what_it_cannot_do(argument, value):
     if argument == "executor" and isinstance(value, str) and ":" in value:
         return  # an address, of which only the network can tell
-    harmless = {"runs": (), "executor": (None,), "processes": (1,), "weights": (True, False)}[argument]
+    harmless = {"runs": (), "executor": (None,), "processes": (1,), "fresh": (True, False)}[argument]
     if value in ([], ()) and argument == "runs":
         assert run_all(value) == []
         return

@@ -1,8 +1,14 @@
+import time
+
 import pandas as pd
 import pytest
+import torch
+from conftest import Here
 
-from replication import benchmark, forecasts, trainers
+from replication import Run, benchmark
+from replication.engine import steps
 from replication.engine.machine import cores
+from replication.runs.environment import cost, threads_for
 
 
 def test_rounds_are_told_by_their_median_and_ends():
@@ -63,20 +69,71 @@ def test_the_protocols_are_those_of_the_paper():
 
 
 def test_times_follow_from_what_was_measured():
-    """Two nets are measured; one as deep as in the middle, in multiply-adds, takes the time in the middle."""
+    """Two nets are measured; the others lie on the line through them, over their multiply-adds."""
     planned = benchmark.planned([2, 5])
-    ends = {run: trainers.cost(run, (32, 32)) / 1e11 for run in planned["5_layer_responses"]}
+    ends = {run: 0.01 + 2e-11 * cost(run, (32, 32)) for run in planned["5_layer_responses"]}
     measured = {run: ends[run] for run in ends if run.net in ("plain-20", "resnet-110")}
     nets = benchmark.net_times(planned, measured).set_index("net")
     assert set(nets.index) == {run.net for runs in planned.values() for run in runs}
     assert nets["how"].value_counts().to_dict() == {"computed": 7, "measured": 2}
     for run, seconds in ends.items():
         assert nets.loc[run.net, "speed"] == pytest.approx(128 / seconds, rel=1e-6)
+        assert nets.loc[run.net, "seconds"] == pytest.approx(64_000 * seconds, rel=1e-6)
     times = benchmark.protocol_times(planned, measured).set_index("notebook")
-    alone = nets.loc[[run.net for run in planned["5_layer_responses"]], "seconds"].sum()
-    workers = max(1, cores() // max(trainers.threads_for(run, (32, 32)) for run in ends))
-    assert alone / workers <= times.loc["5_layer_responses", "seconds"] * 1.0001 <= alone * 1.0002
+    lanes = max(1, cores() // max(threads_for(run, (32, 32)) for run in ends))
+    alone = 64_000 * sum(ends.values())
+    assert times.loc["5_layer_responses", "seconds"] == pytest.approx(alone / min(lanes, len(ends)), rel=1e-6)
     assert times.loc["2_plain_vs_residual", "iterations"] == 8 * 64_000
+
+
+def test_noise_does_not_make_deeper_nets_faster():
+    planned = benchmark.planned([3])
+    shallow, deep = (Run(net, "cifar10") for net in ("resnet-20", "resnet-110"))
+    nets = benchmark.net_times(planned, {shallow: 0.1, deep: 0.01}).set_index("net")
+    assert nets.loc["resnet-1202", "seconds"] > nets.loc["resnet-56", "seconds"] > 64_000 * 0.1
+
+
+def test_an_iteration_is_timed_and_nothing_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    started = time.perf_counter()
+    each = benchmark.iteration_seconds(Run("resnet-8"), (8, 8), iterations=5)
+    assert 0 < 5 * each < time.perf_counter() - started
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_part_stands_for_a_batch_of_them(monkeypatch):
+    """Of 4 parts that batch norm sees one is timed and counted four times."""
+    sizes, step = [], steps.Step.__call__
+    monkeypatch.setattr(
+        steps.Step,
+        "__call__",
+        lambda self, images, labels, rate: sizes.append(len(labels)) or step(self, images, labels, rate),
+    )
+    clock = iter(range(100))
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: float(next(clock)))
+    assert benchmark.iteration_seconds(Run("plain-8", bn_batch=32), (8, 8), iterations=1) == 4
+    assert set(sizes) == {32}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (99, "99 s"),
+        (100, "1.7 min"),
+        (5_000, "83 min"),
+        (20_000, "5.6 hours"),
+        (172_799, "48 hours"),
+        (172_801, "2.0 days"),
+        (40_000_000, "463 days"),
+        (63_115_200, "2.0 years"),
+    ],
+)
+def test_times_for_the_eye(seconds, words):
+    assert benchmark.in_words(seconds) == words
 
 
 def test_nothing_planned_takes_no_time():
@@ -100,9 +157,8 @@ def test_ratios_and_limit_follow_from_what_is_measured(monkeypatch):
     seconds = {"float32": 0.64, "bfloat16": 1.92}
     monkeypatch.setattr(benchmark, "matrix_product", lambda precision: 1e12)
     monkeypatch.setattr(benchmark, "common_loop", lambda *_: 100.0)
-    monkeypatch.setattr(forecasts, "iteration_seconds", lambda run, *_: seconds[run.precision])
-    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(benchmark.sweeps, "local_pool", Here)
+    monkeypatch.setattr(benchmark, "iteration_seconds", lambda run, *_: seconds[run.precision])
+    monkeypatch.setattr(benchmark, "Workers", lambda count: Here())
     table = benchmark.compare(["resnet-20"], rounds=2)
     assert table["precision"].tolist() == ["float32", "bfloat16"] * 2
     assert table["ours"].tolist() == pytest.approx([200, 200 / 3] * 2)
@@ -111,20 +167,3 @@ def test_ratios_and_limit_follow_from_what_is_measured(monkeypatch):
     assert table["limit"].iloc[0] == pytest.approx(1e12 / (6 * 40.6e6), rel=0.01)
     alone = benchmark.compare(["resnet-20"], rounds=1, precisions=["bfloat16"])
     assert alone["over_float32"].isna().all()
-
-
-class Here:
-    """Calls at once what it is to call."""
-
-    def __init__(self, *_):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def submit(self, function, *arguments):
-        self.result = lambda: function(*arguments)
-        return self

@@ -11,6 +11,7 @@ from conftest import write_images
 from test_trainers import assert_same, without_time
 
 from replication import Run, RunsFailedError, clusters, finished, grid, run_all, trainers
+from replication.engine import files
 from replication.runs import records
 
 SCHEDULE = 0.02  # 22 iterations on digits
@@ -54,13 +55,12 @@ def cluster(tmp_path):
         process.wait(timeout=WAIT)
 
 
-def test_a_cluster_gives_the_records_of_this_machine(cluster, tmp_path, monkeypatch):
+def test_a_cluster_gives_the_records_of_this_machine(cluster, tmp_path):
     """Without a common folder: the workers leave nothing in theirs, and the caller writes what they send."""
     address, _ = cluster
     sweep = grid(["plain-8", "resnet-8"], seeds=list(range(6)), schedule=SCHEDULE)
-    monkeypatch.chdir(tmp_path)
-    there = run_all(sweep, "there", executor=address)
-    here = run_all(sweep, "here")
+    there = run_all(sweep, tmp_path / "there", executor=address)
+    here = run_all(sweep, tmp_path / "here")
     assert len(there) == 12
     for one, other in zip(there, here, strict=True):
         assert one.run == other.run
@@ -68,12 +68,10 @@ def test_a_cluster_gives_the_records_of_this_machine(cluster, tmp_path, monkeypa
         assert without_time(one).equals(without_time(other))
         assert one.layers.equals(other.layers)
         assert one.predictions.equals(other.predictions)
-        small = {path.name for path in other.folder.iterdir()} - {"weights.pt"}
-        assert {path.name for path in one.folder.iterdir()} == small
+        assert {path.name for path in one.folder.iterdir()} == {path.name for path in other.folder.iterdir()}
+        assert_same(one, other)
     for worker in ("first", "second"):
         assert not [path for path in (tmp_path / worker).rglob("*") if path.name in ("runs", "results", "summary.json")]
-    with_weights = run_all([Run("resnet-14", schedule=SCHEDULE)], "there", executor=address, weights=True)
-    assert_same(*with_weights, *run_all([Run("resnet-14", schedule=SCHEDULE)], "here"))
 
 
 def test_a_worker_that_dies_loses_no_run(cluster, tmp_path):
@@ -95,7 +93,7 @@ def test_images_are_those_that_the_caller_has(cluster, tmp_path, monkeypatch):
     write_images(tmp_path / "data" / "pets")
     for worker in ("first", "second"):
         write_images(tmp_path / worker / "data" / "pets")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "root", lambda: tmp_path)
     run = Run("resnet-8", "pets", schedule=SCHEDULE / 60)
     (record,) = run_all([run], executor=address)
     assert record.summary["iterations"] == run.settings.iterations
@@ -135,12 +133,11 @@ def test_a_run_elsewhere_leaves_nothing_and_gives_its_files(tmp_path, monkeypatc
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     run = Run("resnet-8", schedule=SCHEDULE)
-    files = trainers.train_elsewhere(run)
+    contents = trainers.train_elsewhere(run)
     assert list(tmp_path.iterdir()) == []
-    assert "weights.pt" not in files
     folder = run.folder(tmp_path)
     folder.mkdir(parents=True)
     (folder / "checkpoint.pt").write_bytes(b"of a run that was interrupted here")
-    records.keep(run, files, tmp_path)
+    records.keep(run, contents, tmp_path)
     assert finished(run, tmp_path).summary["iterations"] == 22
     assert not (folder / "checkpoint.pt").exists()

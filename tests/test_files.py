@@ -87,16 +87,11 @@ with files.locked(Path(sys.argv[1]), "the run is being trained"):
 
 def test_a_lock_is_waited_for_and_frees_itself_when_its_holder_dies(tmp_path, capsys):
     lock = tmp_path / "locks" / "run.lock"
-    assert files.held_elsewhere(lock) is None
     with files.locked(lock, "nobody waits"):
-        assert files.held_elsewhere(lock) is None
+        assert files.acquire(lock) is None
     assert capsys.readouterr().out == ""
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, lock], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    # Started by this process, it would be one of its own workers.
-    assert files.held_elsewhere(lock) is None
-    lock.write_text(lock.read_text().replace(f" {os.getpid()} ", " 1 "))
-    assert f"process {holder.pid} on " in files.held_elsewhere(lock)
     killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {holder.pid}"])
     started = time.monotonic()
     with files.locked(lock, "the run is being trained"):
@@ -119,7 +114,7 @@ def test_a_lock_is_waited_for_and_frees_itself_when_its_holder_dies(tmp_path, ca
         ("a\nb", ValueError),
         ("\ud800", ValueError),
         ("x" * 300, ValueError),
-        ("a/" * 2000, ValueError),
+        ("a/" * 3000, ValueError),
         (__file__, ValueError),
         (f"{__file__}/results", ValueError),
     ],

@@ -55,6 +55,8 @@ def outputs(path):
 @pytest.mark.parametrize("name", TINY)
 def test_notebooks_run_by_papermill_and_leave_tables_and_figures(name, tmp_path):
     parameters = ", ".join(filter(None, [TINY[name], f"results: {tmp_path / 'results'}"]))
+    if name == "6_imagenet":  # draws its pictures
+        parameters += f", data: {tmp_path / 'data'}"
     done = papermill(name, tmp_path / "notebook.ipynb", parameters)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "results" / name

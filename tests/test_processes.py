@@ -77,9 +77,9 @@ def test_one_group_of_the_whole_batch_is_the_run_itself():
 
 
 @pytest.mark.parametrize("bn_batch", [0, 48, 256, -1])
-def test_a_group_divides_the_batch(group):
-    with pytest.raises(ValueError, match=f"bn_batch {group}: choose"):
-        Run("resnet-8", bn_batch=group)
+def test_bn_batch_divides_the_batch(bn_batch):
+    with pytest.raises(ValueError, match=f"bn_batch {bn_batch}: choose"):
+        Run("resnet-8", bn_batch=bn_batch)
 
 
 def test_two_processes_give_the_weights_of_one(tmp_path):
@@ -107,8 +107,9 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from replication import Run, data, trainers
+from replication.runs import recorder
 
-trainers.CHECKPOINT_SECONDS = 0
+recorder.CHECKPOINT_SECONDS = 0
 marker, results = Path(sys.argv[1]), sys.argv[2]
 batch = data.Batches.__call__
 
@@ -178,7 +179,8 @@ def test_a_number_of_processes_that_cannot_share_a_batch_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_that_would_only_come_again_ends_all_processes_at_once(tmp_path):
+def test_a_bad_checkpoint_is_refused_before_processes_are_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainers, "launch", lambda *_: pytest.fail("started"))
     run = Run("resnet-8", schedule=SCHEDULE, bn_batch=64)
     trainers.train(run, tmp_path)
     folder = run.folder(tmp_path)

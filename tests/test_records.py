@@ -23,7 +23,7 @@ def test_checksums_are_those_of_sha256sum(record):
 
 @pytest.mark.parametrize("name", LEFT)
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "remove"])
-def test_damage_is_named_and_the_record_set_aside(record, tmp_path, capsys, name, damage):
+def test_damage_is_named_and_the_record_refused(record, tmp_path, capsys, name, damage):
     path = record.folder / name
     content = path.read_bytes()
     if damage == "remove":
@@ -34,25 +34,13 @@ def test_damage_is_named_and_the_record_set_aside(record, tmp_path, capsys, name
         middle = len(content) // 2
         flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         path.write_bytes({"flip": flipped, "cut": content[:-1], "empty": b""}[damage])
-    with pytest.raises(records.DamagedError, match=f"{record.folder} is damaged: "):
+    with pytest.raises(records.DamagedError, match=f"{record.folder} is damaged: ") as caught:
         finished(record.run, tmp_path)
+    assert name in str(caught.value) or name == "SHA256SUMS"
+    assert str(caught.value).endswith(f". Remove {record.folder} to train this run again")
     assert all_finished(tmp_path) == []
     assert f"Left out: {record.folder} is damaged" in capsys.readouterr().out
-    assert records.usable(record.run, tmp_path) is None
-    aside = tmp_path / "damaged" / f"{record.run.id}-1"
-    said = capsys.readouterr().out
-    assert f"It is moved to {aside}, and the run is trained again." in said
-    assert name in said or name == "SHA256SUMS"
-    assert not record.folder.exists()
-    assert {each.name for each in aside.iterdir()} >= set(LEFT) - {name}
-
-
-def test_a_second_damaged_record_does_not_replace_the_first(make, tmp_path):
-    for _ in range(2):
-        record = make(1.0, 2.0, net="plain-20")
-        (record.folder / "history.csv").unlink()
-        assert records.usable(record.run, tmp_path) is None
-    assert len(list((tmp_path / "damaged").iterdir())) == 2
+    assert record.folder.exists()
 
 
 def seal(record, **changed):
@@ -78,7 +66,7 @@ def test_stale_records_are_refused_and_left_out(record, tmp_path, capsys, change
     seal(record, **changed)
     with pytest.raises(ValueError, match=message) as caught:
         finished(record.run, tmp_path)
-    assert not isinstance(caught.value, records.DamagedError)  # it is not set aside, and not trained over
+    assert not isinstance(caught.value, records.DamagedError)
     assert all_finished(tmp_path) == []
     assert capsys.readouterr().out.startswith("Left out: ")
     assert record.folder.exists()
@@ -146,7 +134,8 @@ def test_all_finished_runs_are_found(make, tmp_path):
     assert [record.net for record in found] == ["plain-20", "resnet-110 without warm-up"]
     assert found[0].layers.empty
     assert found[0].predictions.empty
-    assert all_finished(tmp_path / "nothing") == []
+    with pytest.raises(ValueError, match=r"results '.*/nothing': there is no folder"):
+        all_finished(tmp_path / "nothing")
 
 
 def test_conditions_are_told_apart_by_what_differs_and_have_an_order(make):

@@ -1,13 +1,14 @@
 import contextlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import Here
 from test_trainers import assert_same, without_time
 
 from replication import Run, models, recipes, run_all, trainers
 from replication.engine import machine, steps
+from replication.runs import environment, recorder
 
 SCHEDULE = 0.02  # 22 iterations on digits
 needs_compiler = pytest.mark.skipif(not machine.can_compile(), reason="torch.compile needs g++ and Python's headers")
@@ -85,10 +86,10 @@ def test_a_compiled_step_is_a_step(net, precision):
 @needs_compiler
 def test_a_compiled_run_that_is_interrupted_goes_on_to_the_same_result(tmp_path, monkeypatch):
     run = Run("resnet-8", schedule=SCHEDULE, precision="bfloat16")
-    monkeypatch.setattr(trainers, "COMPILED_FROM", 0)
+    monkeypatch.setattr(environment, "COMPILED_FROM", 0)
     undisturbed = trainers.train(run, tmp_path / "undisturbed")
     assert undisturbed.environment["compiled"]
-    monkeypatch.setattr(trainers, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(recorder, "CHECKPOINT_SECONDS", 0)
     step = steps.Step.__call__
 
     def power_cut(self, images, labels, rate):
@@ -102,7 +103,7 @@ def test_a_compiled_run_that_is_interrupted_goes_on_to_the_same_result(tmp_path,
         context.setattr(steps.Step, "__call__", power_cut)
         with pytest.raises(KeyboardInterrupt):
             trainers.train(run, tmp_path / "resumed")
-    monkeypatch.setattr(trainers, "COMPILED_FROM", 1e30)  # a run goes on as it began
+    monkeypatch.setattr(environment, "COMPILED_FROM", 1e30)  # a run goes on as it began
     resumed = trainers.train(run, tmp_path / "resumed")
     assert resumed.environment["compiled"]
     assert_same(resumed, undisturbed)
@@ -111,13 +112,12 @@ def test_a_compiled_run_that_is_interrupted_goes_on_to_the_same_result(tmp_path,
 @needs_compiler
 def test_more_nets_are_compiled_than_torch_keeps_variants_of(tmp_path, monkeypatch):
     """Without a word, torch would train the ninth as it is."""
-    monkeypatch.setattr(trainers, "COMPILED_FROM", 0)
+    monkeypatch.setattr(environment, "COMPILED_FROM", 0)
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     runs = [Run("plain-8", schedule=0.002), Run("resnet-8", schedule=0.002)]
     frames = torch._dynamo.utils.counters["frames"]
     frames.clear()
-    with ThreadPoolExecutor(1) as here:
-        run_all(runs, tmp_path, executor=here)
+    run_all(runs, tmp_path, executor=Here())
     assert frames["ok"] == frames["total"] >= 2
 
 
@@ -148,8 +148,8 @@ def trained(run, compile=False, prepare=lambda step: None):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)])
 @pytest.mark.parametrize("bn_batch", [128, 32])
-def test_a_replayed_step_is_a_step(group, compile):
-    run = Run("resnet-8", bn_batch=group)
+def test_a_replayed_step_is_a_step(bn_batch, compile):
+    run = Run("resnet-8", bn_batch=bn_batch)
     step, replayed = trained(run, compile)
     _, eager = trained(run, compile, lambda step: setattr(step, "capturing", False))
     assert step.graph is not None
@@ -220,14 +220,14 @@ def test_a_step_gives_its_graph_every_batch_and_rate(fails, monkeypatch, capsys)
 def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
     monkeypatch.setattr(machine, "can_compile", lambda: True)
     long = Run("resnet-20", "cifar10")
-    assert trainers.compiles(long, (32, 32))
-    assert trainers.compiles(replace(long, net="resnet-110", seed=3, precision="bfloat16"), (32, 32))
-    assert not trainers.compiles(Run("resnet-56"), (8, 8))
-    assert not trainers.compiles(replace(long, schedule=0.01), (32, 32))
-    assert not trainers.compiles(long, (32, 32), processes=2)
-    assert not trainers.compiles(replace(long, net="resnet-1202"), (32, 32))
+    assert environment.compiles(long, (32, 32))
+    assert environment.compiles(replace(long, net="resnet-110", seed=3, precision="bfloat16"), (32, 32))
+    assert not environment.compiles(Run("resnet-56"), (8, 8))
+    assert not environment.compiles(replace(long, schedule=0.01), (32, 32))
+    assert not environment.compiles(long, (32, 32), processes=2)
+    assert not environment.compiles(replace(long, net="resnet-1202"), (32, 32))
     monkeypatch.setattr(machine, "can_compile", lambda: False)
-    assert not trainers.compiles(long, (32, 32))
+    assert not environment.compiles(long, (32, 32))
 
 
 def test_compiling_can_be_switched_off_and_needs_a_compiler(monkeypatch):

@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import shutil
 import signal
@@ -9,18 +8,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import write_images
+from conftest import Here, processes_of, write_images
 
 from replication import Run, RunsFailedError, finished, grid, run_all, sweeps, trainers
+from replication.engine import workers
+from replication.runs import records
 
 SCHEDULE = 0.02  # 22 iterations on digits
 
 
 @pytest.fixture
 def here():
-    """An executor that trains in this process: no time is lost in starting others."""
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
+    return Here()
 
 
 def contents(folder):
@@ -75,9 +74,9 @@ def test_emulated_bfloat16_is_said_before_training(tmp_path, here, monkeypatch, 
     assert capsys.readouterr().out.count(words) == 1  # on the command line
 
 
-def kill_workers_of(run, results, times):
-    """Start a thread that kills all workers so many times, each time when the run has written rows anew."""
-    history = run.folder(results) / "history.csv"
+def kill_the_worker_of(run, results, times):
+    """Start a thread that kills the process that trains a run so many times, each time after new rows are written."""
+    history, lock = run.folder(results) / "history.csv", records.lock(run, results)
 
     def watch():
         seen = None
@@ -85,8 +84,7 @@ def kill_workers_of(run, results, times):
             while not history.exists() or history.stat().st_mtime_ns == seen:
                 time.sleep(0.01)
             seen = history.stat().st_mtime_ns
-            for process in multiprocessing.active_children():
-                process.kill()
+            os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -94,50 +92,53 @@ def kill_workers_of(run, results, times):
 
 
 @pytest.fixture
-def pools(monkeypatch):
-    """Counts the pools of processes that are made."""
-    made = []
-    make = sweeps.ProcessPoolExecutor
-    monkeypatch.setattr(sweeps, "ProcessPoolExecutor", lambda *arguments: made.append(make(*arguments)) or made[-1])
-    return made
+def started(monkeypatch):
+    """Lists the workers that are started."""
+    found = []
+
+    class Listed(workers.Worker):
+        def __init__(self):
+            super().__init__()
+            found.append(self)
+
+    monkeypatch.setattr(workers, "Worker", Listed)
+    return found
 
 
-def test_runs_of_a_worker_that_dies_are_tried_again(tmp_path, pools):
+def test_the_run_of_a_worker_that_dies_is_tried_again(tmp_path, started):
     runs = [Run("resnet-14", schedule=0.5), Run("resnet-8", schedule=SCHEDULE)]
-    killer = kill_workers_of(runs[0], tmp_path, times=1)
-    records = run_all(runs, tmp_path)
+    killer = kill_the_worker_of(runs[0], tmp_path, times=1)
+    result = run_all(runs, tmp_path)
     killer.join()
-    assert [record.run for record in records] == runs
-    assert len(pools) > 1
+    assert [record.run for record in result] == runs
+    assert sorted(worker.process.returncode for worker in started if worker.process.returncode) == [-signal.SIGKILL]
 
 
-def test_a_run_that_kills_its_worker_every_time_loses_no_other(tmp_path, pools):
-    deadly = Run("resnet-14", schedule=1.0)
-    others = grid(["resnet-8", "plain-8"], schedule=SCHEDULE)
-    killer = kill_workers_of(deadly, tmp_path, times=2)
-    with pytest.raises(RunsFailedError, match=f"1 of 3 runs failed.*\n  {deadly.id}: BrokenProcessPool"):
+def test_a_run_that_kills_its_worker_every_time_takes_no_other_along(tmp_path, started):
+    deadly, *others = Run("resnet-14", schedule=1.0), *grid(["resnet-14", "plain-14"], seeds=[1], schedule=0.3)
+    killer = kill_the_worker_of(deadly, tmp_path, times=2)
+    with pytest.raises(
+        RunsFailedError, match=f"1 of 3 runs failed.*\n  {deadly.id}: WorkerDiedError: its process was killed"
+    ):
         run_all([others[0], deadly, others[1]], tmp_path)
     killer.join()
     assert all(finished(run, tmp_path) for run in others)
-    assert len(pools) >= 2
+    assert [worker.process.returncode for worker in started].count(-signal.SIGKILL) == 2
+    assert all(worker.process.returncode in (0, -signal.SIGKILL) for worker in started)
+
+
+def test_threads_are_no_executor(tmp_path):
+    with ThreadPoolExecutor(1) as executor, pytest.raises(TypeError, match="executor: threads cannot train side by"):
+        run_all([Run("resnet-8")], tmp_path, executor=executor)
+    assert list(tmp_path.iterdir()) == []
 
 
 SCRIPT = """
 import signal
 from replication import Run, run_all
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell that runs the tests does with it
-    run_all([Run("resnet-20", bn_batch=64)], {results!r}, processes={processes})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell that runs the tests does with it
+run_all([Run("resnet-20", bn_batch=64)], {results!r}, processes={processes})
 """
-
-
-def alive(group):
-    """Whether any process of a group is left."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize(("how", "processes"), [(signal.SIGINT, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 2)])
@@ -151,35 +152,119 @@ def test_workers_end_with_the_process_that_waits_for_them(tmp_path, how, process
     while not history.exists():
         assert process.poll() is None
         time.sleep(0.05)
-    # A terminal, and Jupyter, send an interrupt to all processes.
+    # A terminal, and Jupyter, send an interrupt to all processes of the caller's group.
     (os.killpg if how is signal.SIGINT else os.kill)(process.pid, how)
     assert process.wait(timeout=20) != 0
     deadline = time.monotonic() + 20
-    while alive(process.pid) and time.monotonic() < deadline:
+    while processes_of(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not alive(process.pid)
+    assert not processes_of(process.pid)
     assert (history.parent / "checkpoint.pt").exists() == (processes == 1)
     if how is signal.SIGINT:
-        said = (
-            "Interrupted: 0 of 1 runs were finished. The same call, or running this cell again, goes on with the others"
-        )
-        assert said in output.read_text()
+        words = "Interrupted: 0 of 1 runs were finished. The same call, or running this cell again, continues with the"
+        assert words in output.read_text()
+        assert output.read_text().count("KeyboardInterrupt") == 1  # of the caller, none of its workers
 
 
-def test_an_interrupt_ends_the_threads_that_train(tmp_path, here, monkeypatch):
-    run = Run("resnet-14", schedule=0.5)
-    history = run.folder(tmp_path) / "history.csv"
+UNGUARDED = """
+from replication import Run, run_all
+print([record.summary["iterations"] for record in run_all([Run("resnet-8", schedule=0.02)] * 2, {results!r})])
+"""
 
-    def interrupted(*_):
-        if history.exists():
-            raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweeps, "_show", interrupted)
+@pytest.mark.parametrize("how", [["script.py"], ["-"], ["-i"]], ids=["script", "standard input", "REPL"])
+def test_a_caller_needs_no_guard(how, tmp_path):
+    text = UNGUARDED.format(results=str(tmp_path / "results"))
+    (tmp_path / "script.py").write_text(text)
+    command = [sys.executable, "-W", "error", *how]
+    done = subprocess.run(command, input=text, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "[22, 22]" in done.stdout
+
+
+def test_an_error_of_a_worker_is_told_in_a_line(tmp_path):
+    """Also to a caller whose standard input was its script; the traceback is that of the error which run_all raises."""
+    blocked = Run("resnet-8", schedule=0.02).folder(tmp_path)
+    blocked.parent.mkdir()
+    blocked.write_text("a file where the run's folder should be")
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=UNGUARDED.format(results=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("  resnet-8__digits__schedule-0.02__seed-0: FileExistsError: ")
+    assert done.stderr.count("Traceback") == 1
+
+
+def test_a_damaged_record_is_refused_and_the_other_runs_are_trained(tmp_path, here, capsys):
+    damaged, other = grid(["resnet-8", "plain-8"], schedule=SCHEDULE)
+    path = run_all([damaged], tmp_path, executor=here)[0].folder / "history.csv"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    words = rf"{damaged.id}: DamagedError: .* history.csv is not what SHA256SUMS says. Remove {path.parent} to train"
+    with pytest.raises(RunsFailedError, match=f"1 of 2 runs failed.*\n.*{words}"):
+        run_all([damaged, other], tmp_path, executor=here)
+    assert finished(other, tmp_path) is not None
+    assert path.read_bytes() == content[:-1]  # nothing is written over it
+    shutil.rmtree(path.parent)
+    assert run_all([damaged], tmp_path, executor=here)[0].summary["iterations"] == 22
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch, here):
+    """A run whose record is published with the repository, and the folder of such records."""
+    run = Run("resnet-8", schedule=SCHEDULE)
+    run_all([run], tmp_path / "published", executor=here)
+    monkeypatch.setattr(records, "PUBLISHED", tmp_path / "published")
+    return run, tmp_path / "published"
+
+
+def test_published_records_are_loaded_and_told_from_ones_own(published, tmp_path, here, capsys):
+    run, folder = published
+    other, before, results = Run("plain-8", schedule=SCHEDULE), contents(folder), tmp_path / "results"
+    loaded, trained = run_all([run, other], results, executor=here)
+    assert (loaded.folder, trained.folder) == (run.folder(folder), other.folder(results))
+    text = capsys.readouterr().out
+    assert "1 run loaded, 1 of them published with this repository; fresh=True trains again." in text
+    assert "Training 1 run." in text
+    assert contents(folder) == before
+    run_all([run, other], results)
+    assert "2 runs loaded, 1 of them published with this repository" in capsys.readouterr().out
+
+
+def test_fresh_runs_are_trained_again_and_replace_ones_own(published, tmp_path, here, monkeypatch, capsys):
+    run, folder = published
+    before, results = contents(folder), tmp_path / "results"
+    (record,) = run_all([run], results, executor=here, fresh=True)
+    assert record.folder == run.folder(results)
+    assert contents(folder) == before
+    own = finished(run, results).history
+    capsys.readouterr()
+    assert finished(run, results).history.equals(run_all([run], results)[0].history)  # one's own comes first
+    assert capsys.readouterr().out == "1 run loaded; fresh=True trains again.\n"
+    (again,) = run_all([run], results, executor=here, fresh=True)
+    assert not again.history["seconds"].equals(own["seconds"])
+    assert again.history.drop(columns="seconds").equals(own.drop(columns="seconds"))
+    assert {path.name for path in results.iterdir()} == {"runs", ".locks"}
+    # Of an interrupted call all is kept: what was finished, and the record from before.
+    other, kept = Run("plain-8", schedule=SCHEDULE), contents(run.folder(results))
+    train = trainers.train
+    monkeypatch.setattr(trainers, "train", lambda each, *rest: interrupt() if each == other else train(each, *rest))
     with pytest.raises(KeyboardInterrupt):
-        run_all([run], tmp_path, executor=here)
-    assert (history.parent / "checkpoint.pt").exists()
-    monkeypatch.undo()
-    assert run_all([run], tmp_path, executor=here)[0].summary["iterations"] == 550
+        run_all([run, other], results, executor=here, fresh=True)
+    assert contents(run.folder(results)) == kept
+    monkeypatch.setattr(
+        trainers, "train", lambda each, *rest: train(each, *rest) if each == other else pytest.fail("again")
+    )
+    run_all([run, other], results, executor=here, fresh=True)
+    assert contents(run.folder(results)) != kept
+
+
+def interrupt():
+    raise KeyboardInterrupt
 
 
 def test_records_of_other_images_are_refused(pets, tmp_path, here):

@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import tqdm.std
-from conftest import write_images
+from conftest import Here, write_images
 from PIL import Image
 
 from replication import Run, data, evaluate, grid, models, recipes, run_all, trainers
 from replication.data import imagenet as reading
 from replication.engine import files, progress
 from replication.models import NetName
+from replication.runs import environment, recorder
 
 SCHEDULE = 0.02  # 22 iterations on digits
 
@@ -42,7 +43,7 @@ def assert_same(one, other):
 )
 def test_recordings_are_regular_and_include_the_end(iterations, test_images):
     recipe = replace(recipes.RECIPES["cifar"], iterations=iterations)
-    train, test, layers = trainers.recording_points(recipe, test_images)
+    train, test, layers = recorder.recording_points(recipe, test_images)
     assert layers <= test <= train
     assert max(train) == max(test) == max(layers) == iterations
     assert min(5, iterations) <= len(layers) <= 10
@@ -55,7 +56,7 @@ def test_recordings_are_regular_and_include_the_end(iterations, test_images):
 @pytest.mark.parametrize("schedule", [1.0, 0.05, 0.001])
 def test_a_plateau_of_the_test_error_is_judged_by_three_measurements(schedule):
     recipe = Run("resnet-18", "imagenet", schedule=schedule).settings
-    _, test, _ = trainers.recording_points(recipe, 50_000)
+    _, test, _ = recorder.recording_points(recipe, 50_000)
     for start in range(0, recipe.iterations - recipe.plateau.patience, 7):
         assert sum(start < point <= start + recipe.plateau.patience for point in test) >= 3
 
@@ -153,9 +154,9 @@ def test_evaluation_leaves_the_net_in_its_mode():
 def test_evaluating_more_or_less_often_changes_nothing(tmp_path, monkeypatch):
     run = Run("resnet-8", schedule=SCHEDULE)
     often = trainers.train(run, tmp_path / "often")
-    monkeypatch.setattr(trainers, "RECORDINGS", 2)
-    monkeypatch.setattr(trainers, "MEASUREMENTS", 1)
-    monkeypatch.setattr(trainers._Log, "measure_layers", lambda *_: None)
+    monkeypatch.setattr(recorder, "RECORDINGS", 2)
+    monkeypatch.setattr(recorder, "MEASUREMENTS", 1)
+    monkeypatch.setattr(recorder.Recorder, "measure_layers", lambda *_: None)
     seldom = trainers.train(run, tmp_path / "seldom")
     assert len(seldom.history) == 2
     assert seldom.layers.empty
@@ -213,7 +214,7 @@ def test_threads_of_one_process_do_not_disturb_each_other(tmp_path):
 def test_a_checkpoint_of_other_images_is_refused(tmp_path, monkeypatch):
     write_images(tmp_path / "data" / "pets")
     run = Run("resnet-8", "pets", schedule=SCHEDULE / 60)
-    monkeypatch.setattr(trainers, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(recorder, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(trainers.records, "write_summary", interrupt)
     with pytest.raises(KeyboardInterrupt):
         trainers.train(run, tmp_path, tmp_path / "data")
@@ -244,7 +245,7 @@ def test_the_plateau_is_that_of_the_history(tmp_path):
 
 def test_a_bar_fits_a_terminal_of_80_columns():
     history = [{"train_error": 51.04, "test_error": 36.25}, {"train_error": 49.96, "test_error": None}]
-    errors = trainers.State(history=history).current_errors()
+    errors = recorder.State(history=history).current_errors()
     assert errors == "train 50.0 %, test 36.2 %"
     bar = tqdm.std.tqdm.format_meter(
         63_999, 64_000, 45_296, ncols=80, prefix="resnet-1202", bar_format=progress.BAR, postfix=errors, initial=32_000
@@ -291,7 +292,7 @@ def test_a_warm_up_that_goes_on_is_tested_and_measured_on_the_way(tmp_path, monk
     history = record.history
     assert history["iteration"].tolist() == [*range(12, 220, 12), 220]
     assert (history["lr"].iloc[:9] == 0.01).all()
-    _, tests, layers = trainers.recording_points(record.run.settings, 360)
+    _, tests, layers = recorder.recording_points(record.run.settings, 360)
     tested, measured = ({min(-(-point // 12) * 12, 220) for point in points} for points in (tests, layers))
     assert set(history.loc[history["test_error"].notna(), "iteration"]) == tested
     assert set(record.layers["iteration"]) == {0} | measured
@@ -299,13 +300,13 @@ def test_a_warm_up_that_goes_on_is_tested_and_measured_on_the_way(tmp_path, monk
 
 
 def test_threads_depend_on_the_run_and_the_machine_alone(monkeypatch):
-    monkeypatch.setattr(trainers, "cores", lambda: 16)
-    assert trainers.threads_for(Run("resnet-20"), 8) == 1
+    monkeypatch.setattr(environment, "cores", lambda: 16)
+    assert environment.threads_for(Run("resnet-20"), 8) == 1
     # 40.6 million multiply-adds an image, 128 images: 5.2e9, two threads' worth.
-    assert trainers.threads_for(Run("resnet-20", "cifar10"), 32) == 2
-    assert trainers.threads_for(Run("resnet-56", "cifar10", seed=4), 32) == 6
-    monkeypatch.setattr(trainers, "cores", lambda: 4)
-    assert trainers.threads_for(Run("resnet-56", "cifar10"), 32) == 4
+    assert environment.threads_for(Run("resnet-20", "cifar10"), 32) == 2
+    assert environment.threads_for(Run("resnet-56", "cifar10", seed=4), 32) == 6
+    monkeypatch.setattr(environment, "cores", lambda: 4)
+    assert environment.threads_for(Run("resnet-56", "cifar10"), 32) == 4
 
 
 @pytest.fixture
@@ -319,7 +320,7 @@ def test_an_imagenet_run_goes_on_to_the_same_result(photographs, tmp_path, monke
     run = Run("resnet-18", "imagenet-small", recipe="smoke", holdout=3)
     undisturbed = trainers.train(run, tmp_path / "undisturbed", photographs)
     assert undisturbed.history["val_error"].notna().all()
-    monkeypatch.setattr(trainers, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(recorder, "CHECKPOINT_SECONDS", 0)
     batch = reading.ImageNetBatches.__call__
 
     def power_cut(self, iteration):
@@ -340,8 +341,7 @@ def test_unreadable_photographs_are_counted_and_listed(photographs, tmp_path, ca
     for path in spoiled:
         path.write_bytes(path.read_bytes()[:2000])
     run = Run("resnet-18", "imagenet-small", recipe="smoke")
-    with ThreadPoolExecutor(1) as executor:
-        (record,) = run_all([run], tmp_path, photographs, executor=executor)
+    (record,) = run_all([run], tmp_path, photographs, executor=Here())
     assert record.summary["unreadable"] == 2
     lines = (record.folder / "unreadable.txt").read_text().splitlines()
     assert [line.partition(": ")[0] for line in lines] == sorted(map(str, spoiled))

@@ -27,7 +27,7 @@ def save(folder, origin, state):
     files.write_sealed(last, content.getvalue(), before)
 
 
-def load(folder, origin, names):
+def load(folder, origin, names=()):
     """The newest checkpoint in a folder that is not damaged.
 
     Returns its state, a dict with at least these names, or None if there is no checkpoint; the damaged ones, as paths;

@@ -18,10 +18,6 @@ WAIT_FOR_OTHERS = datetime.timedelta(hours=12)  # while one process of a machine
 MAX_RESTARTS = 3  # of all processes of a run, each time that one of them dies
 
 
-class PostedError(Exception):
-    """What one of several processes raised before, and all would raise again: the error itself is its argument."""
-
-
 class Ranks(NamedTuple):
     """The processes that train a run together: which this one is, how many there are, the same on this machine."""
 
@@ -69,17 +65,11 @@ def members():
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     store, rank, count = next(dist.rendezvous("env://", timeout=WAIT_FOR_OTHERS))
-    if store.check(["error"]):
-        raise PostedError(ValueError(store.get("error").decode()))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     meeting = dist.PrefixStore(_meet(store, rank, count), store)
     dist.init_process_group(backend, store=meeting, rank=rank, world_size=count)
     try:
         yield Ranks(rank, count, local_rank, int(os.environ["LOCAL_WORLD_SIZE"]))
-    except ValueError as error:
-        # Told to all when they are started again: alone, this process would leave the others waiting for it.
-        store.set("error", str(error))
-        raise
     finally:
         dist.destroy_process_group()
 
@@ -111,8 +101,8 @@ def _meet(store, rank, count):
 def launch(function, arguments, processes, name):
     """Call ``function(*arguments)`` in several processes of this machine, which train together.
 
-    Torch's engine watches them: if one dies, all are started again, up to ``MAX_RESTARTS`` times.
-    Raises RuntimeError when they die once more, and ValueError when a process raised one: it would only come again.
+    Torch's elastic engine watches them: if one fails, all are started again, up to ``MAX_RESTARTS`` times.
+    Raises RuntimeError, with the error of the first process to fail, when they fail once more.
     """
     config = LaunchConfig(
         min_nodes=1,
@@ -125,18 +115,8 @@ def launch(function, arguments, processes, name):
         max_restarts=MAX_RESTARTS,
     )
     try:
-        outcomes = elastic_launch(config, _posted)(function, *arguments)
+        elastic_launch(config, function)(*arguments)
     except ChildFailedError as error:
-        raise RuntimeError(f"{name}: its processes died {MAX_RESTARTS + 1} times; the last: {error}") from error
-    for error in outcomes.values():
-        if error is not None:
-            raise error
-
-
-def _posted(function, *arguments):
-    """What was posted ends all processes without a sign of failure; anything else has all started again."""
-    try:
-        function(*arguments)
-    except PostedError as posted:
-        return posted.args[0]
-    return None
+        _, failure = error.get_first_failure()
+        message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+        raise RuntimeError(f"{name}: its processes failed {MAX_RESTARTS + 1} times; the last: {message}") from error

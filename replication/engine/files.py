@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 ABANDONED = 3600  # seconds after which a part of a file is taken to be that of a process that was killed
-LONGEST = 200  # bytes of one name in a path: the names of what is written below have room within the usual 255
+SOURCE = Path(__file__).parents[2]  # the repository, where this package runs from its source tree
 POLL_SECONDS = 0.2
 
 
@@ -22,29 +22,31 @@ class DamagedError(ValueError):
     """A file is not as it was written: cut off, altered, or missing where it must be."""
 
 
-def folder(field, value):
-    """``value`` as the path of a folder, which need not be there yet.
+def root():
+    """The folder that relative paths start from: the repository, or for an installed package the current folder."""
+    return SOURCE if (SOURCE / "notebooks").is_dir() else Path.cwd()
 
-    Raises TypeError or ValueError, naming the field, for what cannot be one: no path, an empty or too long one, one
-    with characters that no name may have, or one that leads to or through a file.
+
+def folder(field, value):
+    """The absolute path of a folder, which need not be there yet; a relative one starts from the repository.
+
+    Raises TypeError or ValueError, naming the field, for what cannot be a folder: no path, an empty one, one that the
+    file system refuses, or one that leads to or through a file.
     """
-    if not isinstance(value, str | os.PathLike):
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise TypeError(f"{field} {value!r}: give the path of a folder, such as '{field}'")
     text = os.fspath(value)
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{field} {value!r}: give the path of a folder, such as '{field}'")
-    if not text.isprintable():
-        raise ValueError(f"{field} {value!r}: choose a path of printable characters")
-    path = Path(text)
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"{field} {value!r}: give the path of a folder in printable characters, such as '{field}'")
+    path = root() / text
     try:
-        longest = max(len(os.fsencode(name)) for name in ("", *path.parts))
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{field} {value!r}: this is no path on this machine ({error})") from error
-    if longest > LONGEST or len(os.fsencode(text)) > 3000:
-        raise ValueError(f"{field} {text[:40]!r}...: choose a shorter path, with names of up to {LONGEST} bytes")
-    for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
-            raise ValueError(f"{field} {value!r}: {place} is a file, give the path of a folder")
+        path.lstat()
+    except FileNotFoundError:
+        return path
+    except OSError as error:
+        raise ValueError(f"{field} {text[:40]!r}: this cannot be a folder ({error.strerror})") from error
+    if not path.is_dir():
+        raise ValueError(f"{field} {value!r}: {path} is a file, give the path of a folder")
     return path
 
 
@@ -147,8 +149,8 @@ def acquire(path):
         return None
     except OSError as error:
         raise _unwritable(path, error) from error
-    with contextlib.suppress(OSError):  # it is for the words of others alone
-        path.write_text(f"{os.getpid()} {os.getppid()} {socket.gethostname()}\n")
+    with contextlib.suppress(OSError):  # only shown to those who wait
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     return lock
 
 
@@ -171,26 +173,9 @@ def locked(path, words):
 
 
 def waiting(path, words):
-    """What is said of a lock that is waited for."""
-    return f"{words} by {_read_holder(path)[1]}: waiting for it."
-
-
-def held_elsewhere(path):
-    """Who holds a lock, in words, if it is neither this process nor one that it started; else None."""
-    ours, words = _read_holder(path)
-    if ours or not path.exists():
-        return None
+    """The line for those who wait for a lock."""
     try:
-        with FileLock(path).acquire(timeout=0):
-            return None
-    except Timeout:
-        return words
-
-
-def _read_holder(path):
-    try:
-        process, parent, host = path.read_text().split()
-    except (OSError, ValueError):
-        return False, "another process"
-    ours = host == socket.gethostname() and str(os.getpid()) in (process, parent)
-    return ours, f"process {process} on {host}"
+        holder = path.read_text().strip()
+    except OSError:
+        holder = ""
+    return f"{words} by {holder or 'another process'}: waiting for it."

@@ -2,9 +2,9 @@
 
 import numbers
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 from replication.data import check_name, is_imagenet
+from replication.engine import files
 from replication.models import NetName, nearest
 from replication.recipes import RECIPES, own_recipe
 
@@ -110,8 +110,8 @@ class Run:
         return replace(recipe, bn_batch=self.bn_batch or recipe.bn_batch or recipe.batch, warmup=warmup)
 
     def folder(self, results="results"):
-        """Where the run's record lies."""
-        return Path(results) / "runs" / self.id
+        """The folder of the run's record; a relative ``results`` starts from the repository."""
+        return files.folder("results", results) / "runs" / self.id
 
     @classmethod
     def from_dict(cls, values):

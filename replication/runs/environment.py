@@ -1,16 +1,23 @@
-"""What a run was made with: versions, hardware, commit."""
+"""What a run is computed with: threads, compiling, and for its record versions, hardware and commit."""
 
 import contextlib
 import functools
 import importlib.metadata
 import platform
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from replication import evaluate, measure
+from replication.engine import machine, steps
 from replication.engine.machine import cores
+
+MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
+COMPILED_FROM = 5e12  # multiply-adds of all forward passes of a run: below, compiling takes longer than it saves
+_TORCH = threading.Lock()  # torch's generator, threads and convolution settings belong to the whole process
 
 
 def environment(device, processes=1, compiled=False):
@@ -54,3 +61,48 @@ def _commit():
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
+
+
+def cost(run, size):
+    """Multiply-adds of a forward pass of one batch of a run; ``size``: height and width of its images."""
+    return run.settings.batch * _multiply_adds(run.name, size)
+
+
+@functools.cache
+def _multiply_adds(name, size):
+    with torch.device("meta"):
+        return measure.multiply_adds(name.build(classes=10), size)
+
+
+def threads_for(run, size, processes=1):
+    """Threads for each of a run's processes on this machine.
+
+    Their number determines the order of floating-point sums, and so the last digits of a result. It therefore depends
+    on the run and the machine alone, not on what else is being trained.
+    """
+    return int(min(max(1, cores() // processes), max(1, cost(run, size) // MULTIPLY_ADDS_A_THREAD)))
+
+
+def compiles(run, size, processes=1):
+    """Whether a run's net is compiled: that of a long run, where this machine can compile.
+
+    Like the number of threads it changes the last digits of a result, and depends on the run and the machine alone.
+    """
+    long = cost(run, size) * run.settings.iterations >= COMPILED_FROM
+    return long and processes == 1 and run.name.depth <= steps.DEEPEST_COMPILED and machine.can_compile()
+
+
+@contextlib.contextmanager
+def reproducible(run, size, processes=1, threads=None):
+    """The context in which a run is computed: its number of threads, and repeatable convolutions in full precision.
+
+    Other threads of this process that want it wait. ``threads``: left out, those of ``threads_for``.
+    """
+    with _TORCH:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads or threads_for(run, size, processes))
+        try:
+            with evaluate.deterministic():
+                yield
+        finally:
+            torch.set_num_threads(before)

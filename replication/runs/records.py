@@ -4,7 +4,6 @@ import collections
 import errno
 import hashlib
 import io
-import itertools
 import json
 import re
 import tempfile
@@ -22,6 +21,8 @@ from replication.runs import RETIRED, Run
 # Of the code that results depend on: raised with every change to nets, recipes, batches or training that changes what a
 # run ends with by more than rounding. Records and checkpoints of another version are no results of this code.
 VERSION = 1
+# The records that come with this repository; None for a package installed without it.
+PUBLISHED = files.SOURCE / "results" / "published" if (files.SOURCE / "results" / "published").is_dir() else None
 NEEDED = ("run.json", "environment.json", "history.csv", "summary.json")
 SUMS = "SHA256SUMS"  # checksums of a record's files, as ``sha256sum --check`` reads them
 LINES = r"(?:[0-9a-f]{64}  [\w.-]+\n)+"  # of which it consists
@@ -159,22 +160,39 @@ def finished(run, results="results"):
     another run, was made by another version of this code, or holds what this version does not know; TypeError or
     ValueError when ``results`` cannot be a folder.
     """
-    folder = run.folder(files.folder("results", results))
+    folder = run.folder(results)
     if not (folder / "summary.json").exists():
         return None
-    record = _opened(folder)
+    try:
+        record = _opened(folder)
+    except DamagedError as error:
+        raise DamagedError(f"{error}. Remove {folder} to train this run again") from None
     if record.run != run:
         raise ValueError(f"{folder} holds the record of {record.run}, not of {run}: remove or rename this folder")
     return record
 
 
-def all_finished(results="results"):
-    """The records of all finished runs, in the order of their ids.
+def finished_or_published(run, results="results"):
+    """The run's record in ``results`` or, where it has none there, the one published with this repository, or None."""
+    record = finished(run, results)
+    return record if record is not None or PUBLISHED is None else finished(run, PUBLISHED)
 
-    What is damaged, or was made by another version of this code, is left out, with a line that says so.
+
+def is_published(record):
+    """Whether a record is one of those published with this repository."""
+    return PUBLISHED is not None and record.folder.is_relative_to(PUBLISHED)
+
+
+def all_finished(results="results"):
+    """The records of all finished runs in a folder, in the order of their ids.
+
+    A record that is damaged, or was made by another version of this code, is left out, with a line that says so.
+    Raises ValueError when there is no such folder.
     """
-    records = []
-    for summary in sorted((files.folder("results", results) / "runs").glob("*/summary.json")):
+    records, folder = [], files.folder("results", results)
+    if not folder.is_dir():
+        raise ValueError(f"results {str(results)!r}: there is no folder {folder}, choose one that holds records")
+    for summary in sorted((folder / "runs").glob("*/summary.json")):
         try:
             record = _opened(summary.parent)
             if record.run.id != summary.parent.name:
@@ -186,40 +204,14 @@ def all_finished(results="results"):
     return records
 
 
-def usable(run, results="results", alone=True):
-    """As ``finished``, but a damaged record is none; unless other processes see to it (``alone``), it is set aside."""
-    try:
-        return finished(run, results)
-    except DamagedError:
-        if alone:
-            with locked(run, results):
-                set_aside(run, results)
-    return None
-
-
-def set_aside(run, results="results"):
-    """Move the run's record to ``<results>/damaged/`` if it is damaged, with a line that says so.
-
-    What is still good in it may be wanted. To be called by who holds the run's lock.
-    """
-    try:
-        finished(run, results)
-    except DamagedError as error:
-        place = Path(results) / "damaged"
-        names = (f"{run.id}-{number}" for number in itertools.count(1))
-        place /= next(name for name in names if not (place / name).exists())
-        place.parent.mkdir(exist_ok=True)
-        run.folder(results).rename(place)
-        print(f"{error}. It is moved to {place}, and the run is trained again.", flush=True)
-
-
 def locked(run, results="results"):
     """The context in which no other process trains this run into that folder; waits for one that does."""
     return files.locked(lock(run, results), f"{run.id} is being trained")
 
 
 def lock(run, results="results"):
-    return Path(results) / ".locks" / f"{run.id}.lock"
+    """The file of the run's lock."""
+    return files.folder("results", results) / ".locks" / f"{run.id}.lock"
 
 
 def _opened(folder):

@@ -1,0 +1,265 @@
+"""The files of a run while it is trained: its history and layers row by row, its checkpoints, at last its record."""
+
+import io
+import math
+import time
+from dataclasses import dataclass, field, fields
+
+import torch
+import torch.distributed as dist
+
+from replication import evaluate, measure
+from replication.engine import checkpoint, files, machine
+from replication.engine.distributed import check_alike
+from replication.runs import records
+from replication.runs.environment import compiles, environment
+
+RECORDINGS = 100  # rows of a full history
+MEASUREMENTS = 10  # of what passes through the layers, after the one at the start
+CHECKPOINT_SECONDS = 60
+
+
+def recording_points(recipe, test_images):
+    """Numbers of iterations after which the training error is recorded, the test error too, the layers are measured.
+
+    A hundred at equal distances; the test error at ten of them at least, and at more as long as it costs little: one
+    test image for six trained. A plateau that watches the test error needs it three times within its patience. The
+    layers at up to ten of those. All three contain the last iteration.
+    """
+    iterations, plateau = recipe.iterations, recipe.plateau
+    count = min(RECORDINGS, iterations)
+    points = [round(number * iterations / count) for number in range(1, count + 1)]
+    affordable = iterations * recipe.batch // (6 * max(1, test_images))
+    step = -(-count // min(count, max(10, affordable)))
+    if plateau is not None and plateau.watch == "test_error":
+        step = min(step, max(1, plateau.patience * count // (3 * iterations)))
+    tested = points[::-1][::step]
+    return set(points), set(tested), set(tested[:: -(-len(tested) // MEASUREMENTS)])
+
+
+@dataclass
+class State:
+    """How far a run is, and what was recorded on the way: in every checkpoint, beside net and optimizer."""
+
+    iteration: int = 0
+    history: list = field(default_factory=list)  # the rows of history.csv
+    layers: list = field(default_factory=list)  # the rows of layers.csv
+    seconds: float = 0.0
+    training_seconds: float = 0.0  # without tests and measurements
+    unreadable: dict = field(default_factory=dict)  # {file: error}
+    notes: list = field(default_factory=list)  # sentences that belong into the record
+    diverged: int | None = None  # the iteration after which the loss was found to be no longer finite
+    environment: dict | None = None  # in which the run was begun
+
+    def current_errors(self):
+        """The last errors in words: "train 51.0 %, test 36.3 %"."""
+        words = []
+        for part in ("train", "test"):
+            measured = [row[f"{part}_error"] for row in self.history if row[f"{part}_error"] is not None]
+            words += [f"{part} {measured[-1]:.1f} %"] if measured else []
+        return ", ".join(words)
+
+
+class Recorder:
+    """Writes the history, the layers, the checkpoints and at last the record of a run; of several ranks the first does.
+
+    dataset: without what is held out. batches: whose unreadable files are listed. workers: that read photographs.
+    ``state`` is that of the last checkpoint, which net and optimizer of ``step`` are put into, or a new one.
+    Raises ValueError for a checkpoint that this run cannot go on from.
+    """
+
+    def __init__(self, run, dataset, fingerprint, folder, step, batches, workers):
+        self.run, self.recipe, self.dataset, self.folder = run, run.settings, dataset, folder
+        self.step, self.ranks, self.batches, self.workers = step, step.ranks, batches, workers
+        self.fingerprint, self.origin = fingerprint, records.origin(run, fingerprint)
+        self.points, self.test_points, self.layer_points = recording_points(self.recipe, len(dataset.test.labels))
+        self.compiled = compiles(run, dataset.size, self.ranks.world_size)
+        self.batches.unreadable |= dataset.unreadable()
+        self.state = self._resumed()
+        self.started = self.saved = time.perf_counter()
+        if self.ranks.world_size > 1:
+            seen = {"runs": run.id, "images": fingerprint, "checkpoints": self.state.iteration}
+            check_alike(self.ranks, folder, seen)
+
+    def _resumed(self):
+        names = [field.name for field in fields(State)]
+        stored, damaged, notes = checkpoint.load(
+            self.folder, self.origin, [*names, "threads", "compiled", *self.step.state_dict()]
+        )
+        state = State()
+        if stored is not None:
+            torch.set_num_threads(stored["threads"])
+            self.compiled = stored["compiled"] and self.ranks.world_size == 1 and machine.can_compile()
+            self.step.load_state_dict(stored)
+            state = State(**{name: stored[name] for name in names})
+        for note in notes:
+            self._note(note, state)
+        if self.ranks.rank == 0:
+            checkpoint.quarantine(damaged)
+        return state
+
+    def begin(self):
+        """Write what is known before the first iteration."""
+        state, now = self.state, environment(self.step.device, self.ranks.world_size, self.compiled)
+        state.environment = begun = state.environment or now
+        names = ("torch", "device", "processor", "processes", "compiled")
+        changed = [f"{name} {begun[name]}" for name in names if begun[name] != now[name]]
+        if changed:  # the result is equal but for the last digits
+            self._note(
+                f"begun with {', '.join(changed)}, gone on after {state.iteration:,} iterations with others", state
+            )
+        self._write("run.json", records.run_text(self.run, self.fingerprint))
+        self._write("environment.json", records.json_text(now))
+        self._list_unreadable()
+        self.started = self.saved = time.perf_counter()
+
+    def row_is_due(self):
+        """Whether a row is added now: during a warm-up after whole epochs, since their errors end it."""
+        iteration = self.state.iteration
+        if self.recipe.warming(self.state.history) and iteration < self.recipe.iterations:
+            return iteration % math.ceil(len(self.dataset.train.labels) / self.recipe.batch) == 0
+        return iteration in self.points
+
+    def add_row(self, images, labels, rate):
+        """Add a row to the history: the training error is the mean over all batches since the row before."""
+        state = self.state
+        last = state.history[-1]["iteration"] if state.history else 0
+        seen = (state.iteration - last) * self.recipe.batch
+        loss, wrong = (total / seen for total in self.step.pop_totals())
+        if not math.isfinite(loss):
+            state.diverged, loss = state.iteration, None
+        row = {"iteration": state.iteration, "lr": rate, "train_error": 100 * wrong, "train_loss": loss}
+        passed = set(range(last + 1, state.iteration + 1))  # a warm-up has rows at other iterations than the points
+        started = time.perf_counter()
+        row |= self._tested(bool(self.test_points & passed) and state.diverged is None)
+        if self.layer_points & passed and state.diverged is None:
+            self.measure_layers(images, labels)
+        evaluation = time.perf_counter() - started
+        self._count_time()
+        state.training_seconds -= evaluation
+        state.history.append(row | {"seconds": state.seconds})
+        self._write("history.csv", records.rows_text(state.history))
+        self._list_unreadable()
+
+    def _tested(self, due):
+        """Error and loss of the test part, and of what is held out: None unless they are due."""
+        parts = {"test": self.dataset.test} | ({"val": self.dataset.validation} if self.run.holdout else {})
+        measured = {}
+        for part, images in parts.items():
+            error = loss = None
+            if due:
+                views = self.dataset.eval_batches(
+                    images, self.step.device, self.ranks[:2], failed=self.batches.unreadable, workers=self.workers
+                )
+                kept = [] if part == "test" and self.state.iteration == self.recipe.iterations else None
+                error, loss = evaluate.single_view(self.step.net, views, self.step.device, self.run.precision, kept)
+                if kept is not None:
+                    self._keep_predictions(torch.cat(kept, dim=1))
+                if not math.isfinite(loss):
+                    loss = None  # of a net that is on its way to diverge, or just past its end
+            measured |= {f"{part}_error": error, f"{part}_loss": loss}
+        return measured
+
+    def measure_layers(self, images, labels):
+        """Add rows to ``layers.csv``, on what batch norm sees at once of the batch that is being trained on."""
+        if self.ranks.rank == 0:
+            seen = images[: self.recipe.bn_batch], labels[: self.recipe.bn_batch]
+            rows = measure.signals(self.step.net, *seen, self.run.precision)
+            self.state.layers += [{"iteration": self.state.iteration} | row for row in rows]
+            self._write("layers.csv", records.rows_text(self.state.layers, (), digits=6))
+
+    def checkpoint_is_due(self):
+        return self.ranks.rank == 0 and time.perf_counter() - self.saved > CHECKPOINT_SECONDS
+
+    def save_checkpoint(self):
+        self._count_time()
+        state = {"threads": torch.get_num_threads(), "compiled": self.compiled, **self.step.state_dict()}
+        checkpoint.save(self.folder, self.origin, state | vars(self.state))
+        self.saved = time.perf_counter()
+
+    def interrupt(self):
+        """Write a checkpoint; returns what to tell the user."""
+        iteration = self.state.iteration
+        if iteration:
+            self.save_checkpoint()
+        how = f"resumes from there: a checkpoint is in {self.folder}" if iteration else "starts it"
+        return (
+            f"{self.run.id} was interrupted after {iteration:,} of {self.recipe.iterations:,} iterations. "
+            f"The same call {how}."
+        )
+
+    def finish(self):
+        """Write the weights and, last of all, the summary: it says that everything is there."""
+        state = self.state
+        if state.diverged is None:
+            weights = {name: value.cpu() for name, value in self.step.net.state_dict().items()}
+            for name, value in weights.items():
+                if name.endswith("num_batches_tracked"):
+                    value.fill_(state.iteration)  # of whole batches, in however many parts they were trained
+            content = io.BytesIO()  # torch would hide why a file cannot be written
+            torch.save(weights, content)
+            self._write("weights.pt", content.getvalue())
+        else:
+            rate = state.history[-1]["lr"]
+            self._note(
+                f"diverged: the loss was no longer finite after {state.diverged:,} iterations, at {rate:g}", state
+            )
+        summary = self._summary()
+        if self.ranks.rank == 0:
+            records.write_summary(self.folder, summary)
+            checkpoint.remove(self.folder)
+        if self.ranks.world_size > 1:
+            dist.barrier()
+
+    def _summary(self):
+        state = self.state
+        self._count_time()
+        errors = {name: value for name, value in state.history[-1].items() if name.endswith(("_error", "_loss"))}
+        if state.diverged is not None:  # errors of a net whose weights are no numbers say nothing
+            errors = dict.fromkeys(errors) | {"diverged": state.diverged}
+        return {
+            **errors,
+            "parameters": measure.parameters(self.step.net),
+            "multiply_adds": measure.multiply_adds(self.step.net, self.dataset.size),
+            "seconds": state.seconds,
+            "images_per_second": state.iteration * self.recipe.batch / state.training_seconds,
+            "iterations": self.recipe.iterations,
+            "unreadable": len(state.unreadable),
+            **({"notes": state.notes} if state.notes else {}),
+        }
+
+    def _keep_predictions(self, mine):
+        """Write labels and predicted classes of all test images, of which each process has its own, in turns."""
+        parts = self.ranks.gather(mine)
+        together = torch.empty(2, len(self.dataset.test.labels), dtype=torch.int64)
+        if sum(part.shape[1] for part in parts) == together.shape[1]:  # less where images could not be read
+            for place, part in enumerate(parts):
+                together[:, place :: len(parts)] = part
+            rows = [{"label": label, "predicted": predicted} for label, predicted in together.T.tolist()]
+            self._write("predictions.csv", records.rows_text(rows, ()))
+
+    def _list_unreadable(self):
+        """Keep a list of the files that could not be read by any of the processes."""
+        unreadable = self.state.unreadable
+        known = len(unreadable)
+        for failed in self.ranks.gather(self.batches.unreadable):
+            unreadable |= failed
+        if len(unreadable) > known:
+            lines = [f"{self.dataset.folder / path}: {error}\n" for path, error in sorted(unreadable.items())]
+            self._write("unreadable.txt", "".join(lines))
+
+    def _count_time(self):
+        now = time.perf_counter()
+        self.state.seconds += now - self.started
+        self.state.training_seconds += now - self.started
+        self.started = now
+
+    def _note(self, text, state):
+        """Say something that also belongs into the record."""
+        if self.ranks.rank == 0:
+            print(f"{self.run.id}: {text}", flush=True)
+        state.notes.append(text)
+
+    def _write(self, name, content):
+        if self.ranks.rank == 0:
+            files.write(self.folder / name, content)
