@@ -1,4 +1,4 @@
-"""Deep Residual Learning for Image Recognition (He, Zhang, Ren, Sun; CVPR 2016), made to be run again."""
+"""A replication of Deep Residual Learning for Image Recognition (He, Zhang, Ren, Sun; CVPR 2016)."""
 
 import importlib.machinery
 import importlib.util
@@ -11,8 +11,8 @@ def _declare_missing_torchvision_ops():
     """Let ``import torchvision`` work beside a CPU-only torch.
 
     The wheel on the package index is built for CUDA torch: beside a CPU-only one its compiled ops do not load, and the
-    import dies at the first mention of them (pytorch/vision issues 9077 and 9085). Data sets, transforms and models
-    need none of these ops; declaring the two that the import mentions is enough.
+    import fails where it first refers to them (pytorch/vision issues 9077 and 9085). Data sets, transforms and models
+    need none of these ops; declaring the two that the import refers to is enough.
     """
     torchvision = importlib.util.find_spec("torchvision")
     if torchvision is None or torch.version.cuda is not None:

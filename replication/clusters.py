@@ -1,4 +1,4 @@
-"""A Dask cluster that runs are trained on; its package ``distributed`` is an optional extra."""
+"""Training on a Dask cluster; its package ``distributed`` is an optional extra."""
 
 import contextlib
 from concurrent.futures import Executor
@@ -16,9 +16,9 @@ class Cluster(NamedTuple):
 
 
 def is_one(executor):
-    """Whether that is a cluster: an address or a Dask client.
+    """Whether an executor is a cluster: an address, a Dask client or its executor.
 
-    Raises TypeError for what is no executor at all.
+    Raises TypeError for anything that is no executor.
     """
     if executor is None or isinstance(executor, Executor):
         return type(executor).__module__ == "distributed.cfexecutor"
@@ -32,7 +32,7 @@ def is_one(executor):
 
 @contextlib.contextmanager
 def connected(executor):
-    """The cluster at an address, or that of a Dask client or of its executor. One at an address is left at the end.
+    """The cluster at an address, or of a Dask client or its executor. A connection made here is closed at the end.
 
     Raises ValueError when ``distributed`` is not installed or no scheduler answers.
     """

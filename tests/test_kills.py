@@ -236,7 +236,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(killed, damage
     assert [stored(path)["iteration"] for path in (last, before)] == [21, 20]
     last.write_bytes(DAMAGES[damage](last.read_bytes()))
     record = trainers.train(run, results)
-    notes = [f"{last} is damaged: its checksum is wrong", "went on from the checkpoint before, of 20 iterations"]
+    notes = [f"{last} is damaged: its checksum is wrong", "resumed from the previous checkpoint, of 20 iterations"]
     assert record.summary["notes"] == notes
     assert all(note in capsys.readouterr().out for note in notes[:1])
     assert same_but_notes(record, undisturbed)
@@ -254,7 +254,7 @@ def test_without_a_good_checkpoint_a_run_begins_again_and_says_so(killed):
         path = run.folder(results) / name
         path.write_bytes(flipped(path.read_bytes()))
     record = trainers.train(run, results)
-    assert record.summary["notes"][-1] == "no checkpoint was left to go on from: began again"
+    assert record.summary["notes"][-1] == "no checkpoint was left to resume from: started again"
     assert same_but_notes(record, undisturbed)
 
 
@@ -335,7 +335,7 @@ def test_a_run_that_goes_on_elsewhere_says_so(killed):
     torch.save(state, packed)
     files.write_sealed(path, packed.getvalue())
     record = trainers.train(run, results)
-    said = "begun with torch 2.11.0, processor another, gone on after 21 iterations with others"
+    said = "started with torch 2.11.0, processor another, resumed after 21 iterations with others"
     assert record.summary["notes"] == [said]
     assert same_but_notes(record, undisturbed)
 

@@ -124,7 +124,7 @@ def test_names_of_nets_by_depth_and_shortcut():
         (lambda: grid(["plain-20"], seeds=0), ValueError, "seeds 0: give a list"),
         (lambda: grid([]), ValueError, r"nets \[\]: give a list"),
         (lambda: grid("plain-20"), ValueError, "nets 'plain-20': give a list"),
-        (lambda: grid(["plain-20"], seeds=[0, 0]), ValueError, "stands there twice"),
+        (lambda: grid(["plain-20"], seeds=[0, 0]), ValueError, "an entry is repeated"),
         (lambda: net_names("plain", 20), ValueError, "depths 20: give a list"),
         (lambda: net_names("plain", "[20]"), ValueError, "to papermill by -y"),
         (lambda: net_names("plain", ["20"]), TypeError, "depth '20'"),

@@ -1,4 +1,4 @@
-"""Checkpoints, which an unfinished run is resumed from: sealed by a checksum; the last and the one before are kept."""
+"""Checkpoints, from which an unfinished run resumes: sealed by a checksum; the last two are kept."""
 
 import io
 
@@ -7,7 +7,7 @@ import torch
 from replication.engine import files
 
 NAMES = ("checkpoint.pt", "checkpoint-before.pt")
-# What must be equal for a checkpoint to be resumed from, and what to do if it is not.
+# What must agree for a run to resume from a checkpoint, and what to do if it does not.
 ORIGIN = {
     "fingerprint": "from other images than {dataset!r} now holds: bring these back",
     "run": "for another run: put it back where it was",
@@ -19,7 +19,7 @@ ORIGIN = {
 def save(folder, origin, state):
     """Write a checkpoint of ``state``, a dict, for a run of that ``origin``, a dict with the keys of ``ORIGIN``.
 
-    Raises OSError when it cannot be written; those that are there are kept then.
+    Raises OSError when it cannot be written; the existing ones are then untouched.
     """
     content = io.BytesIO()  # torch would hide why a file cannot be written
     torch.save({**origin, **state}, content)
@@ -28,10 +28,10 @@ def save(folder, origin, state):
 
 
 def load(folder, origin, names=()):
-    """The newest checkpoint in a folder that is not damaged.
+    """The newest undamaged checkpoint in a folder.
 
-    Returns its state, a dict with at least these names, or None if there is no checkpoint; the damaged ones, as paths;
-    and what is to be said of them, as sentences.
+    Returns its state, a dict with at least these names, or None if there is no checkpoint; the paths of damaged ones;
+    and sentences that tell the user about them.
     Raises ValueError for a checkpoint of another origin or of another version of the code.
     """
     damaged, notes = [], []
@@ -53,15 +53,15 @@ def load(folder, origin, names=()):
                 words = words.format(dataset=origin["run"]["dataset"])
                 raise ValueError("; ".join([*notes, f"{path} was made {words}, or remove {folder} to begin again"]))
         if damaged:
-            notes.append(f"went on from the checkpoint before, of {state['iteration']:,} iterations")
+            notes.append(f"resumed from the previous checkpoint, of {state['iteration']:,} iterations")
         return state, damaged, notes
     if damaged:
-        notes.append("no checkpoint was left to go on from: began again")
+        notes.append("no checkpoint was left to resume from: started again")
     return None, damaged, notes
 
 
 def quarantine(paths):
-    """Rename damaged checkpoints: with their own names they would take the place of good ones."""
+    """Rename damaged checkpoints, so that they do not replace good ones."""
     for path in paths:
         path.replace(path.with_name(f"{path.stem}-damaged.pt"))
 

@@ -19,7 +19,7 @@ MAX_RESTARTS = 3  # of all processes of a run, each time that one of them dies
 
 
 class Ranks(NamedTuple):
-    """The processes that train a run together: which this one is, how many there are, the same on this machine."""
+    """The processes that train a run together: this one's number and their count, overall and on this machine."""
 
     rank: int = 0
     world_size: int = 1
@@ -27,7 +27,7 @@ class Ranks(NamedTuple):
     local_world_size: int = 1
 
     def gather(self, value):
-        """What every process gives, in the order of their ranks."""
+        """The values of all processes, in the order of their ranks."""
         values = [value] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(values, value)
@@ -35,13 +35,13 @@ class Ranks(NamedTuple):
 
 
 def check_alike(ranks, folder, seen):
-    """Raise ValueError unless all processes see the same: ``seen``, {what: value}, and the folder itself."""
+    """Raise ValueError unless all processes have the same values in ``seen``, {what: value}, and the same folder."""
     mark = folder / "alike.part"
     (name, *_) = ranks.gather(uuid.uuid4().hex)
     if ranks.rank == 0:
         files.write(mark, name)
     dist.barrier()
-    deadline = time.monotonic() + 60  # a network's file system may show a new file late
+    deadline = time.monotonic() + 60  # a network file system may show a new file late
     while not mark.exists() and time.monotonic() < deadline:
         time.sleep(0.5)
     for what, value in {**seen, "folders of results": mark.read_text() if mark.exists() else None}.items():
@@ -57,7 +57,7 @@ def check_alike(ranks, folder, seen):
 
 @contextlib.contextmanager
 def members():
-    """The ranks of the processes that torchrun started this one with; alone, those of a single process."""
+    """The ``Ranks`` of this process: as torchrun started it, or those of a single process."""
     if not dist.is_torchelastic_launched():
         yield Ranks()
         return
@@ -77,8 +77,8 @@ def members():
 def _meet(store, rank, count):
     """A new name that the processes now alive agree on.
 
-    After a restart torchrun's store still holds the addresses of the processes before: who finds one of these waits for
-    the dead (pytorch issue 135712). Here nothing said before can be taken for an answer.
+    After a restart torchrun's store still holds the addresses of the previous processes; a process that reads one of
+    them waits for the dead (pytorch issue 135712). A question with a unique name has no stale answer.
     """
     if rank:
         question = uuid.uuid4().hex

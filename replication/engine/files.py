@@ -1,4 +1,4 @@
-"""Files that are never half written, never trusted once damaged, and never written by two processes at once."""
+"""Files that are never half written, never trusted when damaged, and never written by two processes at once."""
 
 import contextlib
 import errno
@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-ABANDONED = 3600  # seconds after which a part of a file is taken to be that of a process that was killed
+ABANDONED = 3600  # seconds after which a part of a file must be that of a killed process
 SOURCE = Path(__file__).parents[2]  # the repository, where this package runs from its source tree
 POLL_SECONDS = 0.2
 
 
 class DamagedError(ValueError):
-    """A file is not as it was written: cut off, altered, or missing where it must be."""
+    """A file is not as it was written: cut off, altered, or missing."""
 
 
 def root():
@@ -51,10 +51,10 @@ def folder(field, value):
 
 
 def write(path, content, before=None):
-    """Write text, bytes, or what ``content(file)`` writes to a binary file: ``path`` is old or new, never in between.
+    """Write text, bytes, or what ``content(file)`` writes to a binary file; ``path`` is old or new, never in between.
 
-    before: where what ``path`` held until now is moved to.
-    Raises OSError saying what cannot be written and that the old content is as it was.
+    before: the path that the old file is moved to.
+    Raises OSError saying what cannot be written and that the old file is untouched.
     """
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -79,12 +79,12 @@ def _unwritable(path, error):
     return OSError(
         error.errno,
         f"{path} cannot be written ({error.strerror or error}); what was there is untouched. Free some space, or "
-        "choose a folder that can be written to, and start again: what is finished is not done anew",
+        "choose a folder that can be written to, and start again: what is finished is kept",
     )
 
 
 def remove_parts(folder, name="*", age=0):
-    """Remove what killed processes left half written there, of files of that name, when it is so many seconds old."""
+    """Remove half-written files of that name that killed processes left there, once they are ``age`` seconds old."""
     for part in folder.glob(f"{name}.*.part"):
         with contextlib.suppress(OSError):  # another process may be as quick
             if time.time() - part.stat().st_mtime >= age:
@@ -97,7 +97,7 @@ def digest(content):
 
 
 def read(path):
-    """The bytes of a file. Raises DamagedError where the disk cannot read them any more, OSError for other causes."""
+    """The bytes of a file. Raises DamagedError when the disk can no longer read them, OSError for other causes."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -107,7 +107,7 @@ def read(path):
 
 
 def write_sealed(path, content, before=None):
-    """Write bytes with their SHA-256 behind them, as ``write`` does."""
+    """Write bytes and their SHA-256, as ``write`` does."""
     write(path, content + hashlib.sha256(content).digest(), before)
 
 
@@ -121,25 +121,25 @@ def read_sealed(path):
 
 
 def load(file):
-    """What ``torch.save`` wrote, tensors on the CPU, numbers, texts, lists and dicts; no code of the file is executed.
+    """What ``torch.save`` wrote: tensors (put on the CPU), numbers, strings, lists and dicts. Executes no code.
 
-    Raises FileNotFoundError, MemoryError or torch's, and ValueError for anything else.
+    Raises FileNotFoundError, MemoryError or torch.OutOfMemoryError, and ValueError for any other failure.
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (FileNotFoundError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever torch makes of a file that is damaged, hostile or something else
-        said = f"{type(error).__name__}: {error}".partition("\n")[0]
-        if isinstance(error, pickle.UnpicklingError):  # torch would advise to load it all the same
-            said = "it holds more than tensors, numbers and texts"
-        raise ValueError(said) from error
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's message advises to load it all the same
+            reason = "it holds more than tensors, numbers and texts"
+        raise ValueError(reason) from error
 
 
 def acquire(path):
-    """The lock of that name, a file, to be released; None while another process or thread holds it.
+    """Take the lock of that name, a file; None while another process or thread holds it. The caller releases it.
 
-    The operating system takes it from a process that dies. The file stays: it says who was the last to hold it.
+    The operating system releases the lock of a process that dies. The file stays and names its last holder.
     """
     lock = FileLock(path)
     try:
@@ -156,10 +156,10 @@ def acquire(path):
 
 @contextlib.contextmanager
 def locked(path, words):
-    """Hold the lock of that name; if another process or thread does, say so in ``words`` and wait for it."""
+    """Hold the lock of that name; while another process or thread does, wait, and say so after ``words``."""
     lock = acquire(path)
     if lock is None:
-        time.sleep(POLL_SECONDS)  # somebody may just have looked at it
+        time.sleep(POLL_SECONDS)  # another process may only have tried it
         lock = acquire(path)
     if lock is None:
         print(waiting(path, words), flush=True)

@@ -17,7 +17,7 @@ def cores():
 
 
 def tune_malloc():
-    """Have glibc keep the freed blocks of a step for the next one instead of returning them to the system."""
+    """Have glibc keep the blocks that a step frees for the next one instead of returning them to the system."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):

@@ -12,24 +12,24 @@ BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # wi
 
 
 class _Lines(tqdm.std.tqdm):
-    """A bar for files and pipes: a plain line at the start and every few minutes."""
+    """A bar for files and pipes: a plain line at the start, then one every few minutes."""
 
     def __init__(self, **options):
         line = "{desc}: {n_fmt} of {total_fmt}{unit}, {elapsed} gone, {remaining} left{postfix}"
         super().__init__(**options, mininterval=LINE_SECONDS, miniters=0, bar_format=line)
 
     def display(self, msg=None, pos=None):
-        if msg is None:  # tqdm displays an empty text to wipe out a bar; lines stay
+        if msg is None:  # tqdm displays an empty text to erase a bar; lines stay
             self.fp.write(f"{self}\n")
             self.fp.flush()
 
 
 @contextlib.contextmanager
 def progress_bar(total, title, unit, disable=False, initial=0):
-    """A tqdm bar that leaves nothing behind, or plain lines where the output is no terminal.
+    """A tqdm bar that disappears at the end, or plain lines where the output is no terminal.
 
-    initial: how much of the total was done before.
-    A closed widget stays in the executed copy of a notebook as the text of an empty bar: it is taken out here.
+    initial: how much of the total is already done.
+    A closed widget would stay in the executed copy of a notebook as the text of an empty bar: it is removed here.
     """
     options = {"total": total, "desc": title, "unit": f" {unit}", "leave": False}
     options |= {"disable": disable, "initial": initial}

@@ -20,17 +20,17 @@ def device_of(ranks=Ranks()):  # noqa: B008 (a tuple)
 
 
 def compiled(net):
-    """A net as ``torch.compile`` makes it: it computes the same up to rounding, with fewer ways through the memory.
+    """The net compiled by ``torch.compile``: the same up to rounding, with less memory traffic.
 
-    A CPU gets what is used twice computed once and kept; by default batch norm's factors were computed for every pixel.
+    On a CPU, values that are used twice are stored; by default batch norm's factors were recomputed for every pixel.
     """
-    torch.compiler.reset()  # torch keeps a few variants only, and those of nets trained before are not needed
+    torch.compiler.reset()  # torch keeps few variants, and those of earlier nets are no longer needed
     on_cpu = next(net.parameters()).device.type == "cpu"
     return torch.compile(net, dynamic=False, options={"realize_reads_threshold": 1} if on_cpu else None)
 
 
 def flatten_running_stats(net):
-    """Make all running means and variances of a net views of one tensor, quick to keep and average; returns it."""
+    """Make all running means and variances of a net views of one tensor, which is fast to copy and average."""
     layers = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     buffers = [(layer, name) for layer in layers for name in ("running_mean", "running_var")]
     together = torch.cat([getattr(layer, name) for layer, name in buffers])
@@ -42,20 +42,20 @@ def flatten_running_stats(net):
 class Step:
     """Moves the weights of a net by one batch: ``step(images, labels, rate)``.
 
-    net: on ``device_of(ranks)``; it is put into training mode and the layout of channels last.
+    net: moved to ``device_of(ranks)``, into training mode and channels-last layout.
     recipe: a ``Recipe``; precision: "float32" or "bfloat16".
-    ranks: the processes that share every batch, of which each is called with its part.
+    ranks: the processes that share every batch; each is called with its part.
 
-    ``totals`` sums loss and wrong predictions over the images seen, on the device: nothing is read back in a step, so
-    none waits for the one before. On a GPU a process of its own captures the whole step, forward, backward and update,
-    as a CUDA graph after a few iterations and replays it from then on.
+    ``totals`` sums loss and wrong predictions over the images, on the device: no step reads anything back, so none
+    waits for the previous one. On a GPU a single process captures the whole step, forward, backward and update, as a
+    CUDA graph after a few iterations and replays it from then on.
     """
 
     def __init__(self, net, recipe, precision, ranks=Ranks()):  # noqa: B008 (a tuple)
         self.device = device_of(ranks)
         self.net = net.to(self.device, memory_format=torch.channels_last).train()
         self.recipe, self.precision, self.ranks = recipe, precision, ranks
-        # One tensor where parts of a batch are averaged; where they are not, compiled nets are quicker with many.
+        # One tensor if the statistics of several parts are averaged; otherwise compiled nets are faster with many.
         several = recipe.bn_batch not in (None, recipe.batch) or ranks.world_size > 1
         self.running = flatten_running_stats(self.net) if several else None
         self.optimizer = torch.optim.SGD(
@@ -65,33 +65,33 @@ class Step:
             weight_decay=recipe.weight_decay,
             fused=True,
         )
-        self.totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss and errors since they were read
+        self.totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss and errors since the last read
         self.forward = self.net
         self.on_gpu = self.device.startswith("cuda")
         self.capturing = self.on_gpu and ranks.world_size == 1
-        # A captured step reads its rate and its batch from these places.
+        # A captured step reads its rate and its batch from these tensors.
         self.rate = torch.tensor(recipe.lr, device=self.device) if self.on_gpu else None
         self.graph, self.inputs, self.eager_steps = None, None, 0
 
     def begin(self, size, compile=False):
-        """Compile the net, or have several processes add up their gradients. ``size``: images' height and width.
+        """Compile the net, or have several processes add up their gradients. ``size``: the images' height and width.
 
-        Called once what is to be loaded into the net is loaded. One backward pass is made for nothing: so compiling is
-        done before training; and after its first, the sums of their gradients are ordered anew, which in an
-        undisturbed run would come after the first iteration, in one that goes on after some other.
+        Call after loading weights. It makes one backward pass whose result is discarded: compiling is then done before
+        training starts, and so is DistributedDataParallel's reordering of its sums after the first backward pass,
+        which would otherwise come at another iteration of a resumed run than of an undisturbed one.
         Raises RuntimeError when the net cannot be compiled.
         """
         if self.ranks.world_size > 1:
-            self.forward, images = self._in_group(), 2
+            self.forward, images = self._distributed(), 2
         elif compile:
             self.forward, images = compiled(self.net), self.recipe.bn_batch or self.recipe.batch
         else:
             return
         before = [buffer.clone() for buffer in self.net.buffers()]
-        nothing = torch.zeros(images, 3, *size, device=self.device).to(memory_format=torch.channels_last)
+        blank = torch.zeros(images, 3, *size, device=self.device).to(memory_format=torch.channels_last)
         try:
             with autocast(self.device, self.precision):
-                outputs = self.forward(nothing)
+                outputs = self.forward(blank)
             outputs.float().sum().backward()
         except RuntimeError as error:
             if self.ranks.world_size > 1:
@@ -103,7 +103,7 @@ class Step:
         for buffer, value in zip(self.net.buffers(), before, strict=True):
             buffer.copy_(value)
 
-    def _in_group(self):
+    def _distributed(self):
         return DistributedDataParallel(
             self.net,
             device_ids=[self.ranks.local_rank] if torch.cuda.is_available() else None,
@@ -111,7 +111,7 @@ class Step:
         )
 
     def state_dict(self):
-        """What a checkpoint keeps."""
+        """The part of a checkpoint that this step restores."""
         return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "totals": self.totals}
 
     def load_state_dict(self, state):
@@ -126,7 +126,7 @@ class Step:
         return loss, wrong
 
     def __call__(self, images, labels, rate):
-        """One iteration on images ``(N, 3, H, W)`` and labels ``(N,)`` of this process at a learning rate."""
+        """One iteration at a learning rate, on this process's images ``(N, 3, H, W)`` and labels ``(N,)``."""
         if not self.on_gpu:
             self._set_rate(rate)
             self._compute(images, labels)
@@ -135,7 +135,7 @@ class Step:
         self._set_rate(self.rate)
         if self.capturing and self.eager_steps < EAGER_STEPS:
             self.eager_steps += 1
-            self._beside(images, labels)
+            self._on_own_stream(images, labels)
             return
         if self.capturing and self.graph is None:
             self._capture(images, labels)
@@ -150,8 +150,8 @@ class Step:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
 
-    def _beside(self, images, labels):
-        """An iteration on a stream of its own, as torch asks for before it captures one."""
+    def _on_own_stream(self, images, labels):
+        """An iteration on a separate stream, which torch requires before a capture."""
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -159,10 +159,10 @@ class Step:
         torch.cuda.current_stream().wait_stream(stream)
 
     def _capture(self, images, labels):
-        """Capture a step; nothing is computed yet, so that the net is left as it was if this fails."""
+        """Capture a step without computing it, so that a failure leaves the net as it was."""
         inputs, graph, stream = (images.clone(), labels.clone()), torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            # Other threads may allocate meanwhile: those that read photographs do.
+            # Other threads, such as those that read photographs, may allocate meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._compute(*inputs)
         except RuntimeError as error:
@@ -189,7 +189,7 @@ class Step:
                 (loss / len(parts)).backward()
             wrong = (logits.detach().argmax(1) != labels).sum()
             sums += torch.stack([loss.detach() * len(labels), wrong])
-            if len(parts) > 1:  # every part moves the running statistics from the same place, all by their mean
+            if len(parts) > 1:  # each part updates the same running statistics; their mean is the result
                 moved += self.running
                 self.running.copy_(before)
         if len(parts) > 1:

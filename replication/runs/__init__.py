@@ -1,4 +1,4 @@
-"""One run: what is trained, validated and named."""
+"""A run: what to train, validated and named."""
 
 import numbers
 from dataclasses import dataclass, fields, replace
@@ -15,7 +15,7 @@ RETIRED = ("unreadable",)  # fields that only older records have
 
 @dataclass(frozen=True)
 class Run:
-    """What determines a result. Equal runs have equal ``id``; fields at their default stay out of it.
+    """What determines a result. Equal runs have equal ``id``s, which leave out fields at their default.
 
     net: a name of the paper's, such as "plain-20" or "resnet-32-C"; without a letter, the paper's choice of shortcut.
     dataset: "digits", "cifar10", "cifar100" or the name of a folder of images; one that begins with "imagenet" is in
@@ -27,7 +27,7 @@ class Run:
     holdout: training images held out for validation (the paper sets its CIFAR schedule with 5,000).
     bn_batch: images that batch norm normalizes together in training (ghost batch norm), a divisor of the recipe's
         batch. Smaller ones need less memory and let more processes share a batch; left out, the recipe's own.
-    warmup: whether a net that the recipe warms up is; without, it starts at the full rate (section 4.2, footnote).
+    warmup: False has a net that the recipe warms up start at the full rate (section 4.2, footnote).
 
     Raises TypeError or ValueError naming the value, the choices and, where there is one, the nearest match.
     """
@@ -60,7 +60,7 @@ class Run:
         object.__setattr__(self, "warmup", self._own_warmup(name.depth))
 
     def _own_bn_batch(self):
-        """None where it is the recipe's: the same run has one name."""
+        """None where it is the recipe's, so that a run has one name."""
         recipe = RECIPES[self.recipe]
         if self.bn_batch is None:
             return None
@@ -72,7 +72,7 @@ class Run:
         return None if bn_batch == (recipe.bn_batch or recipe.batch) else bn_batch
 
     def _own_warmup(self, depth):
-        """False only where it makes a difference: the same run has one name."""
+        """False only where that makes a difference, so that a run has one name."""
         if not isinstance(self.warmup, bool):
             raise TypeError(f"warmup {self.warmup!r}: choose True or False")
         return self.warmup or RECIPES[self.recipe].for_depth(depth).warmup is None
@@ -87,7 +87,7 @@ class Run:
 
     @property
     def id(self):
-        """The run's name and its folder's: net, data set, whatever differs from its default, seed."""
+        """The name of the run and its folder: net, data set, fields that differ from their default, seed."""
         changed = []
         if self.recipe != own_recipe(self.dataset):
             changed.append(f"recipe-{self.recipe}")
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def name(self):
-        """What the net's name says."""
+        """The net's name, parsed."""
         return NetName.parse(self.net, is_imagenet(self.dataset))
 
     @property
@@ -141,7 +141,7 @@ def whole(field, value):
 
 
 def divisors(count):
-    """For error messages: the numbers that a whole number can be divided by, as "1, 2, 4"."""
+    """The divisors of a whole number, for error messages: "1, 2, 4"."""
     return ", ".join(str(number) for number in range(1, count + 1) if count % number == 0)
 
 
@@ -149,7 +149,7 @@ def net_names(kind, depths, shortcuts=None):
     """The names of nets of a kind, "plain" or "resnet", with every depth: ["resnet-20", "resnet-56"].
 
     With ``shortcuts``, such as ["A", "C"], those of every shortcut: ["resnet-20-A", "resnet-20-C", "resnet-56-A", ...].
-    Raises TypeError or ValueError for a list that is none, is empty or names something twice, and for bad entries.
+    Raises TypeError or ValueError for anything but a list, an empty list, a repeated or a bad entry.
     """
     endings = [""] if shortcuts is None else [f"-{shortcut}" for shortcut in a_list("shortcuts", shortcuts)]
     depths = [whole("depth", depth) for depth in a_list("depths", depths)]
@@ -162,16 +162,16 @@ def net_names(kind, depths, shortcuts=None):
 def grid(nets, dataset="digits", seeds=(0,), **fields):
     """The runs of a notebook: every net with every seed, the other fields the same for all.
 
-    Raises TypeError or ValueError as ``Run`` does, and for an empty list or an entry that stands there twice.
+    Raises TypeError or ValueError as ``Run`` does, and for an empty list or a repeated entry.
     """
     nets, seeds = a_list("nets", nets), a_list("seeds", seeds)
     return [Run(net, dataset, seed=seed, **fields) for net in nets for seed in seeds]
 
 
 def a_list(field, values):
-    """``values`` if it is a list with at least one entry and none twice, else a ValueError."""
+    """``values`` if it is a list with at least one entry and none repeated, else a ValueError."""
     if not isinstance(values, list | tuple) or not values:
         raise ValueError(f"{field} {values!r}: give a list such as [0, 1]; to papermill by -y '{field}: [0, 1]'")
     if len(set(map(str, values))) < len(values):
-        raise ValueError(f"{field} {values!r}: an entry stands there twice, name it once")
+        raise ValueError(f"{field} {values!r}: an entry is repeated, name each once")
     return values

@@ -20,11 +20,11 @@ CHECKPOINT_SECONDS = 60
 
 
 def recording_points(recipe, test_images):
-    """Numbers of iterations after which the training error is recorded, the test error too, the layers are measured.
+    """Three sets of iterations after which to record the training error, the test error, and the layers' signals.
 
-    A hundred at equal distances; the test error at ten of them at least, and at more as long as it costs little: one
-    test image for six trained. A plateau that watches the test error needs it three times within its patience. The
-    layers at up to ten of those. All three contain the last iteration.
+    The training error a hundred times at equal distances; the test error at ten or more of these, as long as it costs
+    little: one test image for six training images. A plateau that watches the test error needs it three times within
+    its patience. The layers at up to ten of those. All three contain the last iteration.
     """
     iterations, plateau = recipe.iterations, recipe.plateau
     count = min(RECORDINGS, iterations)
@@ -39,7 +39,7 @@ def recording_points(recipe, test_images):
 
 @dataclass
 class State:
-    """How far a run is, and what was recorded on the way: in every checkpoint, beside net and optimizer."""
+    """How far a run is and what it recorded so far: in every checkpoint, beside net and optimizer."""
 
     iteration: int = 0
     history: list = field(default_factory=list)  # the rows of history.csv
@@ -47,9 +47,9 @@ class State:
     seconds: float = 0.0
     training_seconds: float = 0.0  # without tests and measurements
     unreadable: dict = field(default_factory=dict)  # {file: error}
-    notes: list = field(default_factory=list)  # sentences that belong into the record
-    diverged: int | None = None  # the iteration after which the loss was found to be no longer finite
-    environment: dict | None = None  # in which the run was begun
+    notes: list = field(default_factory=list)  # sentences for the record
+    diverged: int | None = None  # the iteration after which the loss was no longer finite
+    environment: dict | None = None  # in which the run started
 
     def current_errors(self):
         """The last errors in words: "train 51.0 %, test 36.3 %"."""
@@ -104,9 +104,9 @@ class Recorder:
         state.environment = begun = state.environment or now
         names = ("torch", "device", "processor", "processes", "compiled")
         changed = [f"{name} {begun[name]}" for name in names if begun[name] != now[name]]
-        if changed:  # the result is equal but for the last digits
+        if changed:  # the result is the same up to its last digits
             self._note(
-                f"begun with {', '.join(changed)}, gone on after {state.iteration:,} iterations with others", state
+                f"started with {', '.join(changed)}, resumed after {state.iteration:,} iterations with others", state
             )
         self._write("run.json", records.run_text(self.run, self.fingerprint))
         self._write("environment.json", records.json_text(now))
@@ -151,20 +151,20 @@ class Recorder:
                 views = self.dataset.eval_batches(
                     images, self.step.device, self.ranks[:2], failed=self.batches.unreadable, workers=self.workers
                 )
-                kept = [] if part == "test" and self.state.iteration == self.recipe.iterations else None
-                error, loss = evaluate.single_view(self.step.net, views, self.step.device, self.run.precision, kept)
-                if kept is not None:
-                    self._keep_predictions(torch.cat(kept, dim=1))
+                last = [] if part == "test" and self.state.iteration == self.recipe.iterations else None
+                error, loss = evaluate.single_view(self.step.net, views, self.step.device, self.run.precision, last)
+                if last is not None:
+                    self._write_predictions(torch.cat(last, dim=1))
                 if not math.isfinite(loss):
-                    loss = None  # of a net that is on its way to diverge, or just past its end
+                    loss = None  # the net is about to diverge
             measured |= {f"{part}_error": error, f"{part}_loss": loss}
         return measured
 
     def measure_layers(self, images, labels):
-        """Add rows to ``layers.csv``, on what batch norm sees at once of the batch that is being trained on."""
+        """Add rows to ``layers.csv``, measured on the first ``bn_batch`` images of the training batch."""
         if self.ranks.rank == 0:
-            seen = images[: self.recipe.bn_batch], labels[: self.recipe.bn_batch]
-            rows = measure.signals(self.step.net, *seen, self.run.precision)
+            part = images[: self.recipe.bn_batch], labels[: self.recipe.bn_batch]
+            rows = measure.signals(self.step.net, *part, self.run.precision)
             self.state.layers += [{"iteration": self.state.iteration} | row for row in rows]
             self._write("layers.csv", records.rows_text(self.state.layers, (), digits=6))
 
@@ -189,13 +189,13 @@ class Recorder:
         )
 
     def finish(self):
-        """Write the weights and, last of all, the summary: it says that everything is there."""
+        """Write the weights and, last of all, the summary, which marks the record as complete."""
         state = self.state
         if state.diverged is None:
             weights = {name: value.cpu() for name, value in self.step.net.state_dict().items()}
             for name, value in weights.items():
                 if name.endswith("num_batches_tracked"):
-                    value.fill_(state.iteration)  # of whole batches, in however many parts they were trained
+                    value.fill_(state.iteration)  # of whole batches, whatever their parts
             content = io.BytesIO()  # torch would hide why a file cannot be written
             torch.save(weights, content)
             self._write("weights.pt", content.getvalue())
@@ -215,7 +215,7 @@ class Recorder:
         state = self.state
         self._count_time()
         errors = {name: value for name, value in state.history[-1].items() if name.endswith(("_error", "_loss"))}
-        if state.diverged is not None:  # errors of a net whose weights are no numbers say nothing
+        if state.diverged is not None:  # errors of a net whose weights are NaN mean nothing
             errors = dict.fromkeys(errors) | {"diverged": state.diverged}
         return {
             **errors,
@@ -228,8 +228,8 @@ class Recorder:
             **({"notes": state.notes} if state.notes else {}),
         }
 
-    def _keep_predictions(self, mine):
-        """Write labels and predicted classes of all test images, of which each process has its own, in turns."""
+    def _write_predictions(self, mine):
+        """Write labels and predicted classes of all test images; the ranks have every n-th of them."""
         parts = self.ranks.gather(mine)
         together = torch.empty(2, len(self.dataset.test.labels), dtype=torch.int64)
         if sum(part.shape[1] for part in parts) == together.shape[1]:  # less where images could not be read
@@ -239,7 +239,7 @@ class Recorder:
             self._write("predictions.csv", records.rows_text(rows, ()))
 
     def _list_unreadable(self):
-        """Keep a list of the files that could not be read by any of the processes."""
+        """List the files that any of the processes could not read."""
         unreadable = self.state.unreadable
         known = len(unreadable)
         for failed in self.ranks.gather(self.batches.unreadable):
@@ -255,7 +255,7 @@ class Recorder:
         self.started = now
 
     def _note(self, text, state):
-        """Say something that also belongs into the record."""
+        """Print a sentence and keep it for the record."""
         if self.ranks.rank == 0:
             print(f"{self.run.id}: {text}", flush=True)
         state.notes.append(text)

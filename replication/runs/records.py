@@ -1,4 +1,4 @@
-"""The record that a run leaves in ``results/runs/<run id>/``: what training writes and reports read."""
+"""The record that a run leaves in ``results/runs/<run id>/``: training writes it, reports read it."""
 
 import collections
 import errno
@@ -18,15 +18,15 @@ from replication.engine.files import DamagedError
 from replication.recipes import RECIPES, own_recipe
 from replication.runs import RETIRED, Run
 
-# Of the code that results depend on: raised with every change to nets, recipes, batches or training that changes what a
-# run ends with by more than rounding. Records and checkpoints of another version are no results of this code.
+# Of the code that results depend on: raised with every change to nets, recipes, batches or training that changes
+# results by more than rounding. Records and checkpoints of another version are not results of this code.
 VERSION = 1
 # The records that come with this repository; None for a package installed without it.
 PUBLISHED = files.SOURCE / "results" / "published" if (files.SOURCE / "results" / "published").is_dir() else None
 NEEDED = ("run.json", "environment.json", "history.csv", "summary.json")
 SUMS = "SHA256SUMS"  # checksums of a record's files, as ``sha256sum --check`` reads them
-LINES = r"(?:[0-9a-f]{64}  [\w.-]+\n)+"  # of which it consists
-# What must be equal for errors to be compared: among them the images themselves, by their fingerprint.
+LINES = r"(?:[0-9a-f]{64}  [\w.-]+\n)+"  # its whole text
+# What must be equal for errors to be comparable; the images themselves by their fingerprint.
 CONDITIONS = ("dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "bn_batch")
 SIGNALS = ("response_std", "signal_variance", "gradient_norm", "weight_norm", "residual_ratio")
 COLUMNS = ("iteration", "lr", "train_error", "train_loss", "test_error", "test_loss", "seconds")
@@ -34,13 +34,13 @@ COLUMNS = ("iteration", "lr", "train_error", "train_loss", "test_error", "test_l
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What a finished run left; read from its folder when first asked for.
+    """What a finished run left; its tables are read when first used.
 
-    summary: final errors (percent), sizes and times (seconds) as a dict; of a run that diverged the errors are None.
-    history: a DataFrame of ``COLUMNS``, one row a recording.
+    summary: final errors (percent), sizes and times (seconds) as a dict; errors of a diverged run are None.
+    history: a DataFrame with ``COLUMNS``, one row a recording.
     layers: a DataFrame of ``measure.signals`` at some iterations, from 0 to the last, one row for each weighted layer.
-    predictions: a DataFrame of the labels and the predicted classes of all test images, by the weights left at the end;
-        empty where some images could not be read.
+    predictions: a DataFrame of the labels and predicted classes of all test images at the end; empty where some
+        images could not be read.
     environment: versions, device, threads and commit as a dict.
     fingerprint: of the data set.
     """
@@ -72,13 +72,13 @@ class Record:
         return self._read("predictions.csv", ("label", "predicted"))
 
     def _read(self, name, columns):
-        """A file that not all records have."""
+        """The table in a file that not all records have."""
         path = self.folder / name
         return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
 
     @property
     def diverged(self):
-        """The iteration after which the loss was found to be no longer finite; None for a run that came to its end."""
+        """The iteration after which the loss was no longer finite; None for a run that reached its end."""
         return self.summary.get("diverged")
 
     @property
@@ -88,7 +88,7 @@ class Record:
 
     @property
     def weights(self):
-        """The file of the weights at the end; None if it is not there, or altered, of which a line tells."""
+        """The file of the final weights; None if it is missing, or altered, which a line says."""
         path = self.folder / "weights.pt"
         try:
             if path.exists():
@@ -108,13 +108,13 @@ class Record:
 
 
 def ended(records):
-    """Those of the records whose runs came to their end, and of each net how many others diverged."""
+    """The records whose runs reached their end, and for each net how many others diverged."""
     diverged = collections.Counter(record.net for record in records if record.diverged is not None)
     return [record for record in records if record.diverged is None], diverged
 
 
 def in_words(conditions):
-    """The conditions of a run for the eye: "digits, recipe digits, 1,100 iterations, float32"."""
+    """The conditions of a run as text: "digits, recipe digits, 1,100 iterations, float32"."""
     words = "{dataset}, recipe {recipe}, {iterations:,} iterations, {precision}".format(**conditions)
     recipe, bn_batch = RECIPES.get(conditions["recipe"]), conditions["bn_batch"]
     if conditions["holdout"]:
@@ -125,9 +125,9 @@ def in_words(conditions):
 
 
 def by_conditions(records):
-    """Records of equal conditions together: tuples of a short name and a full one, both unique, and the records.
+    """Records grouped by conditions: tuples of a short name, a full one, both unique, and the records.
 
-    In the order of data sets, of each its own recipe first, then the most iterations.
+    Sorted by data set, its own recipe first, the most iterations first.
     """
     groups = {}
     for record in records:
@@ -147,14 +147,14 @@ def _place(group):
 
 
 def _unique(names, marks, instead=False):
-    """The names, those that are not unique with their marks, or ``instead`` of them the marks alone."""
+    """The names; to those that are not unique their marks are added, or take their place (``instead``)."""
     names = list(names)
-    told = zip(names, marks, strict=True)
-    return [name if names.count(name) == 1 else mark if instead else f"{name}, {mark}" for name, mark in told]
+    pairs = zip(names, marks, strict=True)
+    return [name if names.count(name) == 1 else mark if instead else f"{name}, {mark}" for name, mark in pairs]
 
 
 def finished(run, results="results"):
-    """The run's record, or None while it has none: a run is finished once its ``summary.json`` is there.
+    """The run's record, or None while it is unfinished: ``summary.json`` is written last.
 
     Raises DamagedError when a file of the record is not as it was written; ValueError when the record is that of
     another run, was made by another version of this code, or holds what this version does not know; TypeError or
@@ -238,16 +238,16 @@ def _opened(folder):
 
 
 def write_summary(folder, summary):
-    """Write ``SHA256SUMS`` of what lies in the folder, and last of all ``summary.json``, which finishes the record."""
+    """Write ``SHA256SUMS`` of the files in the folder, and last ``summary.json``, which marks the record as complete."""
     text = json_text(summary)
-    kept = [path for path in folder.iterdir() if path.suffix in (".json", ".csv", ".txt") or path.name == "weights.pt"]
-    contents = {path.name: path for path in kept if path.name != "evaluation.json"} | {"summary.json": text.encode()}
+    paths = [path for path in folder.iterdir() if path.suffix in (".json", ".csv", ".txt") or path.name == "weights.pt"]
+    contents = {path.name: path for path in paths if path.name != "evaluation.json"} | {"summary.json": text.encode()}
     files.write(folder / SUMS, sums(contents))
     files.write(folder / "summary.json", text)
 
 
 def _version(folder):
-    """The version that a record says it is of; this one's where it says nothing that can be read."""
+    """The version in a record's run.json; this code's where that cannot be read."""
     try:
         return json.loads((folder / "run.json").read_bytes()).get("version")
     except (OSError, ValueError, AttributeError):
@@ -260,17 +260,17 @@ def sums(contents):
     for name, content in sorted(contents.items()):
         if isinstance(content, Path):
             with content.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         else:
-            found = files.digest(content)
-        lines.append(f"{found}  {name}\n")
+            digest = files.digest(content)
+        lines.append(f"{digest}  {name}\n")
     return "".join(lines)
 
 
 def check_sums(folder, names=None):
-    """Raise DamagedError unless the files of a record, or those of these names, are as they were written.
+    """Raise DamagedError unless the files of a record, or those with these names, are as they were written.
 
-    Of all files those of weights are neither read nor missed: they are large, and stay where they were trained.
+    Weights are checked only by name: they are large, and may have stayed where they were trained.
     """
     try:
         text = files.read(folder / SUMS).decode(errors="replace")
@@ -278,7 +278,7 @@ def check_sums(folder, names=None):
         raise DamagedError(f"{folder} is damaged: it has no {SUMS}") from error
     if re.fullmatch(LINES, text) is None:
         raise DamagedError(f"{folder} is damaged: {SUMS} is not as it was written")
-    known = {name: found for found, name in (line.split("  ", 1) for line in text.splitlines())}
+    known = {name: digest for digest, name in (line.split("  ", 1) for line in text.splitlines())}
     for name in names or {*known, *NEEDED}:
         if name.endswith(".pt") and names is None:
             continue
@@ -293,9 +293,9 @@ def check_sums(folder, names=None):
 
 
 def rows_text(rows, columns=COLUMNS, digits=None):
-    """Rows (dicts; None where not measured) as the text of a csv file: first these columns, then what rows have more.
+    """Rows (dicts; None where not measured) as the text of a csv file: these columns first, then any others.
 
-    digits: significant ones of every number that is not whole; left out, all.
+    digits: significant digits of numbers that are not integers; left out, all.
     """
     columns = list(columns) + [name for name in (rows[0] if rows else ()) if name not in columns]
     text = io.StringIO()
@@ -305,7 +305,7 @@ def rows_text(rows, columns=COLUMNS, digits=None):
 
 
 def origin(run, fingerprint):
-    """What a checkpoint of a run belongs to, as ``engine.checkpoint`` takes it."""
+    """The origin of a run's checkpoints, as ``engine.checkpoint`` takes it."""
     return {"fingerprint": fingerprint, "run": run.to_dict(), "recipe": repr(run.settings), "version": VERSION}
 
 
@@ -333,10 +333,10 @@ def json_text(values):
 
 
 def keep(run, contents, results="results"):
-    """Write the files of a run's record, {name: bytes}, that was made elsewhere: the summary last.
+    """Write the files of a record that was made elsewhere, {name: bytes}, the summary last.
 
-    If another process has finished the run meanwhile, its record stays. Raises ValueError as ``finished`` does for what
-    was made by other code, or altered on its way.
+    If another process has finished the run meanwhile, its record stays. Raises ValueError as ``finished`` does for a
+    record of other code, or one that was altered in transit.
     """
     with tempfile.TemporaryDirectory() as arrived:
         for name, content in contents.items():
