@@ -238,7 +238,7 @@ def _opened(folder):
 
 
 def write_summary(folder, summary):
-    """Write ``SHA256SUMS`` of the files in the folder, and last ``summary.json``, which marks the record as complete."""
+    """Write ``SHA256SUMS`` of the files in the folder, then ``summary.json``, which marks the record as complete."""
     text = json_text(summary)
     paths = [path for path in folder.iterdir() if path.suffix in (".json", ".csv", ".txt") or path.name == "weights.pt"]
     contents = {path.name: path for path in paths if path.name != "evaluation.json"} | {"summary.json": text.encode()}
