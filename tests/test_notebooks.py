@@ -107,9 +107,9 @@ def test_a_notebook_runs_in_its_own_folder_and_a_second_time_from_its_records(tm
         ("4_shortcuts", "shortcuts: [A, D]", "shortcut 'D': choose A"),
         ("6_imagenet", "ways: [12-crop]", "way '12-crop': choose centre crop, 10-crop, multi-scale"),
         ("6_imagenet", "processes: 3", "choose 1, 2, or a bn_batch below 8"),
-        ("3_cifar_depths", "cluster: 7", "cluster 7: give a text, or None"),
+        ("3_cifar_depths", "cluster: 7", "executor 7: give a concurrent.futures executor, the address"),
         ("3_cifar_depths", "cluster: nowhere", "executor 'nowhere': no Dask scheduler answers there"),
-        ("7_scorecard", "readme: 'no'", "readme 'no': give True or False"),
+        ("7_scorecard", "readme: 'no'", "readme 'no': choose True or False"),
         ("8_speed", "seeds: [0], precision: float16", "precision 'float16': choose float32, bfloat16"),
     ],
 )
