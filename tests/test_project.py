@@ -11,6 +11,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # What each part of the package may import of the others. Those above know nothing of those below; what reports never
 # trains, and only it draws.
@@ -98,9 +99,23 @@ def test_the_readme_has_two_commands_of_set_up():
     assert 'grep "^python3 -m venv .*pytest$" README.md' in (ROOT / ".ci" / "run").read_text()
 
 
-def test_links_of_the_readme_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+def anchors(text):
+    """What links to headings of a Markdown text are called, as GitHub makes them."""
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        place = page.parent / path if path else page
+        assert target.startswith("https://") or place.exists(), target
+        assert not anchor or anchor in anchors(place.read_text()), target
+
+
+def test_the_readme_leads_to_every_other_page():
+    for page in PAGES[1:]:
+        assert f"](docs/{page.name})" in README
 
 
 def test_the_readme_names_every_notebook():
