@@ -2,7 +2,6 @@
 
 import ast
 import os
-from pathlib import Path
 
 from replication.engine import files
 from replication.runs import choice
@@ -32,8 +31,7 @@ def start_notebook(namespace):
     for name in FLAGS:
         if not isinstance(namespace.get(name, False), bool):
             raise TypeError(f"{name} {namespace[name]!r}: choose True or False")
-    if Path.cwd().name == "notebooks" and (Path.cwd().parent / "replication" / "__init__.py").exists():
-        os.chdir("..")
+    os.chdir(files.root())
 
 
 def _assigned(cell):
