@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from replication.data.batches import EpochSampler, hold_out, normalize, rank_slice
-from replication.data.folders import READING_ERRORS, VERSION, listing, read_cache, visible, write_cache
+from replication.data.folders import CACHE_VERSION, READING_ERRORS, list_images, read_cache, visible, write_cache
 from replication.engine.machine import cores
 from replication.engine.progress import progress_bar
 
@@ -310,7 +310,7 @@ def load(name, root, progress=True):
         raise ValueError(
             f"{folder / 'val'} has no folders <wnid>/: sort its images into them, as torchvision.datasets.ImageNet does"
         )
-    classes, listed = listing(folder, parts)
+    classes, listed = list_images(folder, parts)
     digest = hashlib.sha256(repr(classes).encode())
     files = {"train": Files(np.array([], dtype="S1"), np.array([], dtype=np.int64))}
     for part in parts:
@@ -327,7 +327,7 @@ def _statistics(dataset):
     if not count:
         raise ValueError(f"{dataset.folder} has no folder train/: the mean of its images is needed")
     cache = dataset.root / ".cache" / f"{dataset.name}-{count}.npz"
-    key = f"{VERSION} {dataset.fingerprint} {count}"
+    key = f"{CACHE_VERSION} {dataset.fingerprint} {count}"
     arrays = read_cache(cache, key)
     if arrays is not None and not any(_readable(dataset.folder / name) for name in _failures(arrays)):
         return arrays
