@@ -49,7 +49,7 @@ def ten_crop(image):
     """
     from torchvision.transforms.v2 import functional as v2
 
-    square = v2.center_crop(imagenet.resized(image, imagenet.TEST_SIDE), [imagenet.TEST_SIDE])
+    square = v2.center_crop(imagenet.resize(image, imagenet.TEST_SIDE), [imagenet.TEST_SIDE])
     crops = [v2.pil_to_tensor(crop).permute(1, 2, 0) for crop in v2.ten_crop(square, [imagenet.CROP])]
     return [torch.stack(crops)]
 
@@ -62,7 +62,7 @@ def multi_scale(image):
     from torchvision.transforms.v2 import functional as v2
 
     sides = imagenet.TEST_SIDES
-    return [v2.pil_to_tensor(imagenet.resized(image, side)).permute(1, 2, 0)[None] for side in sides]
+    return [v2.pil_to_tensor(imagenet.resize(image, side)).permute(1, 2, 0)[None] for side in sides]
 
 
 # Each takes an image in RGB and returns a list of tensors of views, (k, H, W, 3) in uint8.

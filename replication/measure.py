@@ -88,50 +88,40 @@ def signals(net, images, labels, precision="float32"):
     statistics, hooks = {}, []  # {(name of the layer, column): a scalar tensor}
     buffers, training = [buffer.clone() for buffer in net.buffers()], net.training
 
-    # Hooks run before the next module changes a tensor in place.
+    # A hook sees a tensor before the next module changes it in place.
     def on_input(module, function):
         hooks.append(module.register_forward_pre_hook(lambda _, inputs: function(inputs[0].detach())))
 
     def on_output(module, function):
         hooks.append(module.register_forward_hook(lambda _, inputs, output: function(output.detach())))
 
-    def watch_layer(name, layer):
-        def input_variance(x):
-            variances = x.float().var([axis for axis in range(x.ndim) if axis != 1])
-            statistics[name, "signal_variance"] = variances.mean()
+    def store(name, column, statistic):
+        return lambda x: statistics.update({(name, column): statistic(x.float())})
 
-        def response_std(y):
-            statistics[name, "response_std"] = y.float().std()
+    def watch_addition(block, last_layer):
+        terms = {}  # the two that the block adds; copies, since it adds in place
 
-        on_input(layer, input_variance)
-        if isinstance(layer, nn.Conv2d):
-            on_output(_norm_after(net, name), response_std)
-
-    def watch_block(block, last_layer):
-        terms = {}
-
-        def keep(term):
-            return lambda x: terms.update({term: x.clone()})  # the block adds to it in place
-
-        def ratio(output):
+        def store_ratio(output):
             if "shortcut" in terms and torch.equal(output, terms["residual"].clone().add_(terms["shortcut"]).relu_()):
                 residual, shortcut = (terms[name].float().square().mean().sqrt() for name in ("residual", "shortcut"))
                 statistics[last_layer, "residual_ratio"] = residual / shortcut
             terms.clear()
 
-        on_output(_norm_after(net, last_layer), keep("residual"))
+        on_output(_norm_after(net, last_layer), lambda x: terms.update(residual=x.clone()))
         if block.downsample is None:
-            on_input(block, keep("shortcut"))
+            on_input(block, lambda x: terms.update(shortcut=x.clone()))
         else:
-            on_output(block.downsample, keep("shortcut"))
-        on_output(block, ratio)
+            on_output(block.downsample, lambda x: terms.update(shortcut=x.clone()))
+        on_output(block, store_ratio)
 
     for name, layer in weighted:
-        watch_layer(name, layer)
+        on_input(layer, store(name, "signal_variance", _variance_of_channels))
+        if isinstance(layer, nn.Conv2d):
+            on_output(_norm_after(net, name), store(name, "response_std", torch.std))
     last_layers = {name.rpartition(".")[0]: name for name, _ in weighted if name.startswith("layer")}
     for name, last_layer in last_layers.items():
         if net.get_submodule(name).residual:
-            watch_block(net.get_submodule(name), last_layer)
+            watch_addition(net.get_submodule(name), last_layer)
     try:
         with autocast(images.device, precision):
             logits = net.train()(images)
@@ -158,3 +148,8 @@ def signals(net, images, labels, precision="float32"):
 def _norm_after(net, name):
     """The batch norm that follows a convolution of that name."""
     return net.get_submodule(name.replace("conv", "bn"))
+
+
+def _variance_of_channels(x):
+    """Variance of each channel of (N, C, ...), averaged over channels."""
+    return x.var([axis for axis in range(x.ndim) if axis != 1]).mean()

@@ -9,7 +9,7 @@ from conftest import write_photographs
 from PIL import Image
 
 from replication import data, evaluate, models
-from replication.data import imagenet as reading
+from replication.data import imagenet
 from replication.data.batches import normalize
 
 
@@ -80,7 +80,7 @@ def test_scores_are_those_of_a_slow_statement_of_the_paper(photographs, way):
     dataset = data.load("imagenet-small", photographs)
     tested = evaluate.NormalizedNet(small_net(0), torch.from_numpy(dataset.mean))
     paths = [dataset.folder / os.fsdecode(path) for path in dataset.test.paths]
-    views = [evaluate.EVAL_PROTOCOLS[way](reading.opened(path, 640)[0]) for path in paths]
+    views = [evaluate.EVAL_PROTOCOLS[way](imagenet.open_image(path, 640)[0]) for path in paths]
     found = evaluate.scores(tested, views)
     for path, scores in zip(paths, found.numpy(), strict=True):
         np.testing.assert_allclose(scores, slow_scores(tested.net, path, way, dataset.mean), atol=2e-5)
