@@ -70,10 +70,10 @@ def projection(in_channels, out_channels, stride):
 
 def shortcut_path(shortcut, in_channels, out_channels, stride):
     """The module on a block's shortcut, A, B or C; None is the identity (sections 3.3 and 4.1)."""
-    same = stride == 1 and in_channels == out_channels
-    if shortcut == "C" or (shortcut == "B" and not same):
+    same_shape = stride == 1 and in_channels == out_channels
+    if shortcut == "C" or (shortcut == "B" and not same_shape):
         return projection(in_channels, out_channels, stride)
-    return None if same else ZeroPadding(out_channels - in_channels, stride)
+    return None if same_shape else ZeroPadding(out_channels - in_channels, stride)
 
 
 class BasicBlock(nn.Module):
@@ -132,6 +132,7 @@ class Net(nn.Module):
     def __init__(self, stem, block, widths, blocks, classes, **variant):
         super().__init__()
         self.conv1, self.bn1 = stem, BatchNorm(stem.out_channels)
+        # Table 1: the 7x7 stem of stride 2 is followed by a max pool. The 3x3 stem of CIFAR nets is not (section 4.2).
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem.stride == (2, 2) else None
         self.stages = len(widths)
         channels = stem.out_channels

@@ -1,4 +1,4 @@
-"""Weights of others, and evaluations that are kept."""
+"""Weights trained by others, and stored evaluations."""
 
 import shutil
 
@@ -218,3 +218,13 @@ def test_other_weights_and_other_images_are_measured_anew(photographs, tmp_path,
     path.write_bytes(b"no photograph")
     third = pretrained.evaluations([record], dataset.name, **arguments)[record.run.id]
     assert (third["images"], third["unreadable"]) == (5, 1)
+
+
+def test_a_stored_error_outlives_its_weights_and_another_protocol_is_said_to_be_missing(photographs, tmp_path, capsys):
+    dataset = data.load("imagenet-small", photographs)
+    record = made_record("resnet-18", dataset, tmp_path)
+    arguments = {"data": photographs, "folder": tmp_path}
+    first = pretrained.evaluations([record], dataset.name, ways=["centre crop"], **arguments)
+    record.weights.unlink()
+    assert pretrained.evaluations([record], dataset.name, ways=["centre crop", "10-crop"], **arguments) == first
+    assert f"{record.run.id}: not tested by 10-crop, since its weights are not here" in capsys.readouterr().out

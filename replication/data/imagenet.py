@@ -129,9 +129,8 @@ class ImageNetBatches:
 
     def __call__(self, iteration):
         if iteration != self._next:
-            self._iterator = _loader(
-                self.reader, _collate_crops, self._keys(iteration), self.workers, self.mean.is_cuda
-            )
+            keys = self._keys(iteration)
+            self._iterator = _loader(self.reader, _collate_crops, keys, self.workers, pin_memory=self.mean.is_cuda)
         pixels, labels, shifts, failures = next(self._iterator)
         self._next = iteration + 1
         self.unreadable |= failures
