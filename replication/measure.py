@@ -1,4 +1,4 @@
-"""What is measured inside a net."""
+"""What is measured inside a net: its size, its layers, and the signals that pass through them."""
 
 import copy
 
@@ -9,16 +9,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from replication.engine.machine import autocast
-from replication.runs.records import SIGNALS
+
+SIGNALS = ("response_std", "signal_variance", "gradient_norm", "weight_norm", "residual_ratio")
 
 
 def parameters(net):
-    """Number of trained parameters."""
+    """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 
 def multiply_adds(net, size):
-    """Multiply-adds of convolutions and classifier for one image (Table 1); ``size``: its side, or height and width."""
+    """Multiply-adds of convolutions and classifier for one image (Table 1); ``size``: its side, or (height, width)."""
     net = copy.deepcopy(net).to("meta").eval()  # shapes only: nothing is computed
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(_image(size))
@@ -31,120 +32,124 @@ def _image(size):
 
 
 def layers(net, size):
-    """The weighted layers of a net, as a table, in the order an image passes them; ``size`` as in ``multiply_adds``.
+    """The weighted layers of a net, in the order in which an image passes them: a DataFrame with one row per layer.
 
-    Columns: name; kind ("3x3 conv" or "fc"); channels; stride; map, the side of what leaves it; multiply_adds; around,
-    the number of layers bypassed by the shortcut that ends behind it (0: none ends there); grows, whether dimensions
-    grow on that shortcut. Projections on shortcuts are no rows.
+    ``size``: as in ``multiply_adds``. Columns: name; kind, "3x3 conv" or "fc"; channels and map, the side, of its
+    output; stride; multiply_adds; around, the number of layers that the shortcut ending behind this layer bypasses (0:
+    none ends here); grows, whether that shortcut changes dimensions. Projections on shortcuts have no row.
     """
     net = copy.deepcopy(net).to("meta").eval()
-    rows, blocks = [], {}
+    rows, rows_of_block = [], {}
 
-    def note(name, module, output):
-        block = name.rpartition(".")[0]
-        kind = _kind(module)
-        if isinstance(module, nn.Linear):
-            size, channels, stride = 1, output.shape[1], 1
-            multiply_adds = module.weight.numel()
-        else:
-            (size, channels), stride = (output.shape[-1], output.shape[1]), module.stride[0]
-            multiply_adds = module.weight.numel() * size * output.shape[-2]
-        blocks.setdefault(block, []).append(len(rows))
-        row = {"name": name, "kind": kind, "channels": channels, "stride": stride, "map": size}
-        rows.append(row | {"multiply_adds": multiply_adds, "around": 0, "grows": False})
+    def add_row(name, layer, output):
+        rows_of_block.setdefault(name.rpartition(".")[0], []).append(len(rows))
+        height, width = (1, 1) if isinstance(layer, nn.Linear) else output.shape[2:]
+        row = {"name": name, "kind": _kind(layer), "channels": output.shape[1]}
+        row |= {"stride": 1 if isinstance(layer, nn.Linear) else layer.stride[0], "map": width}
+        rows.append(row | {"multiply_adds": layer.weight.numel() * height * width, "around": 0, "grows": False})
 
-    for name, module in _weighted(net):
-        module.register_forward_hook(lambda module, _, output, name=name: note(name, module, output))
+    for name, layer in _weighted_layers(net):
+        layer.register_forward_hook(lambda layer, _, output, name=name: add_row(name, layer, output))
     with torch.no_grad():
         net(_image(size))
-    for name, places in blocks.items():
+    for name, indices in rows_of_block.items():
         block = net.get_submodule(name)
         if getattr(block, "residual", False):
-            rows[places[-1]] |= {"around": len(places), "grows": block.downsample is not None}
+            rows[indices[-1]] |= {"around": len(indices), "grows": block.downsample is not None}
     return pd.DataFrame(rows)
 
 
-def _weighted(net):
-    """The weighted layers that an image passes one after the other, by name: not the projections on shortcuts."""
+def _weighted_layers(net):
+    """Names and modules of the weighted layers that an image passes one after the other: no projections."""
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and "downsample" not in name:
             yield name, module
 
 
-def _kind(module):
-    return "fc" if isinstance(module, nn.Linear) else f"{module.kernel_size[0]}x{module.kernel_size[1]} conv"
+def _kind(layer):
+    return "fc" if isinstance(layer, nn.Linear) else f"{layer.kernel_size[0]}x{layer.kernel_size[1]} conv"
 
 
 def signals(net, images, labels, precision="float32"):
-    """What runs forward and backward through a net in a step of training: a list of dicts, one for each weighted layer.
+    """The signals of one forward and backward pass: a list of dicts, one for each weighted layer.
 
-    ``images`` (N, 3, H, W) and ``labels`` (N,) are seen as in training, batch norm taking their own statistics; the net
-    is left as it was, and is not trained. Projections on shortcuts have no row of their own. Each row has
-    layer, name, kind: its number from 1, and as in ``layers``;
-    response_std: standard deviation of its responses, behind batch norm and before ReLU or addition (Fig. 7), over
-        images, positions and channels; None for the classifier;
-    signal_variance: of what enters the layer, how much a channel varies over images and positions, the mean over the
-        channels (section 4.1: that "forward propagated signals have non-zero variances");
-    gradient_norm, weight_norm: Euclidean norms of the loss's gradient by the layer's weights, and of these;
-    residual_ratio: for the last layer of a residual function F(x) its size relative to that of what the shortcut adds,
-        as a ratio of root mean squares; None for all others, and where the block does not add it.
+    ``images`` (N, 3, H, W) and ``labels`` (N,) pass through the net as in training, batch norm using their own
+    statistics; the net is left as it was. Projections on shortcuts have no row. Each row has
+    layer, name, kind: its number from 1, the others as in ``layers``;
+    response_std: standard deviation of the layer's responses over images, positions and channels, after batch norm and
+        before ReLU or addition (Fig. 7); None for the classifier;
+    signal_variance: variance of each channel of the layer's input over images and positions, averaged over channels
+        (section 4.1: "forward propagated signals have non-zero variances");
+    gradient_norm, weight_norm: Euclidean norms of the gradient of the loss with respect to the weights, and of these;
+    residual_ratio: root mean square of a residual function F(x), relative to that of what the shortcut adds to it, on
+        its last layer; None on all others, and in a block that does not really add the two.
     """
-    weighted, found, kept, handles = list(_weighted(net)), {}, {}, []
+    weighted = list(_weighted_layers(net))
+    statistics, hooks = {}, []  # {(name of the layer, column): a scalar tensor}
     buffers, training = [buffer.clone() for buffer in net.buffers()], net.training
 
-    def entering(name, x):
-        found[name, "signal_variance"] = x.float().var([axis for axis in range(x.ndim) if axis != 1]).mean()
+    # A hook sees a tensor before the next module changes it in place.
+    def on_input(module, function):
+        hooks.append(module.register_forward_pre_hook(lambda _, inputs: function(inputs[0].detach())))
 
-    def responding(name, y):
-        found[name, "response_std"] = y.float().std()
+    def on_output(module, function):
+        hooks.append(module.register_forward_hook(lambda _, inputs, output: function(output.detach())))
 
-    def keep(name, x):
-        kept[name] = x.clone()  # it is added to in place
+    def store(name, column, statistic):
+        return lambda x: statistics.update({(name, column): statistic(x.float())})
 
-    def added(block, name, y):
-        """Note the ratio if the block really adds what its shortcut passes on."""
-        if block in kept and torch.equal(y, kept[name].clone().add_(kept[block]).relu_()):
-            sizes = [kept[each].float().square().mean().sqrt() for each in (name, block)]
-            found[name, "residual_ratio"] = sizes[0] / sizes[1]
-        kept.clear()
+    def watch_addition(block, last_layer):
+        terms = {}  # the two that the block adds; copies, since it adds in place
 
-    def watch(module, note, name, entering=False):
-        """Have what enters or leaves a module noted before anything changes it in place."""
-        if entering:
-            handle = module.register_forward_pre_hook(lambda _, x: note(name, x[0].detach()))
+        def store_ratio(output):
+            if "shortcut" in terms and torch.equal(output, terms["residual"].clone().add_(terms["shortcut"]).relu_()):
+                residual, shortcut = (terms[name].float().square().mean().sqrt() for name in ("residual", "shortcut"))
+                statistics[last_layer, "residual_ratio"] = residual / shortcut
+            terms.clear()
+
+        on_output(_norm_after(net, last_layer), lambda x: terms.update(residual=x.clone()))
+        if block.downsample is None:
+            on_input(block, lambda x: terms.update(shortcut=x.clone()))
         else:
-            handle = module.register_forward_hook(lambda _, x, y: note(name, y.detach()))
-        handles.append(handle)
+            on_output(block.downsample, lambda x: terms.update(shortcut=x.clone()))
+        on_output(block, store_ratio)
 
-    for name, module in weighted:
-        watch(module, entering, name, entering=True)
-        if not isinstance(module, nn.Linear):
-            watch(net.get_submodule(name.replace("conv", "bn")), responding, name)
-    ends = {name.rpartition(".")[0]: name for name, module in weighted if name.startswith("layer")}
-    for block, name in ends.items():
-        module = net.get_submodule(block)
-        if module.residual:
-            watch(net.get_submodule(name.replace("conv", "bn")), keep, name)
-            shortcut = module if module.downsample is None else module.downsample
-            watch(shortcut, keep, block, entering=shortcut is module)
-            watch(module, lambda name, y, block=block: added(block, name, y), name)
+    for name, layer in weighted:
+        on_input(layer, store(name, "signal_variance", _variance_of_channels))
+        if isinstance(layer, nn.Conv2d):
+            on_output(_norm_after(net, name), store(name, "response_std", torch.std))
+    last_layers = {name.rpartition(".")[0]: name for name, _ in weighted if name.startswith("layer")}
+    for name, last_layer in last_layers.items():
+        if net.get_submodule(name).residual:
+            watch_addition(net.get_submodule(name), last_layer)
     try:
         with autocast(images.device, precision):
             logits = net.train()(images)
         loss = F.cross_entropy(logits.float(), labels)
-        gradients = torch.autograd.grad(loss, [module.weight for _, module in weighted])
+        gradients = torch.autograd.grad(loss, [layer.weight for _, layer in weighted])
     finally:
-        for handle in handles:
-            handle.remove()
+        for hook in hooks:
+            hook.remove()
         net.train(training)
         for buffer, before in zip(net.buffers(), buffers, strict=True):
             buffer.copy_(before)
-    for (name, module), gradient in zip(weighted, gradients, strict=True):
-        found[name, "gradient_norm"] = gradient.float().norm()
-        found[name, "weight_norm"] = module.weight.detach().norm()
-    values = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))  # read back from the device once
+    for (name, layer), gradient in zip(weighted, gradients, strict=True):
+        statistics[name, "gradient_norm"] = gradient.float().norm()
+        statistics[name, "weight_norm"] = layer.weight.detach().norm()
+    values = torch.stack(list(statistics.values())).tolist()  # read back from the device once
+    by_layer = dict(zip(statistics, values, strict=True))
     return [
-        {"layer": number, "name": name, "kind": _kind(module)}
-        | {column: values.get((name, column)) for column in SIGNALS}
-        for number, (name, module) in enumerate(weighted, start=1)
+        {"layer": number, "name": name, "kind": _kind(layer)}
+        | {column: by_layer.get((name, column)) for column in SIGNALS}
+        for number, (name, layer) in enumerate(weighted, start=1)
     ]
+
+
+def _norm_after(net, name):
+    """The batch norm that follows a convolution of that name."""
+    return net.get_submodule(name.replace("conv", "bn"))
+
+
+def _variance_of_channels(x):
+    """Variance of each channel of (N, C, ...), averaged over channels."""
+    return x.var([axis for axis in range(x.ndim) if axis != 1]).mean()

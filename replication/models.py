@@ -1,7 +1,7 @@
 """The nets of the paper: plain and residual, for CIFAR (section 4.2) and for ImageNet (Table 1).
 
-Parameters are named as in torchvision's ResNet (``conv1``, ``bn1``, ``layer1.0.conv1``, ...,
-``layer2.0.downsample.0``, ``fc``), so its checkpoints load with ``strict=True``.
+Modules are named as in torchvision's ResNet (``conv1``, ``bn1``, ``layer1.0.conv1``, ..., ``layer2.0.downsample.0``,
+``fc``), so its checkpoints load with ``strict=True``.
 """
 
 import difflib
@@ -12,26 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from replication.engine import files
-
 SHORTCUTS = ("A", "B", "C")
-CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)  # those of the paper; any 6n+2 can be built
-DEEPEST = 9998  # of these
-MOST_CLASSES = 100_000
+CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)  # the paper's; any 6n+2 up to MAX_CIFAR_DEPTH can be built
+MAX_CIFAR_DEPTH = 9998
+MAX_CLASSES = 100_000
 IMAGENET_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 def conv(in_channels, out_channels, size, stride=1):
-    """A convolution that keeps the map's size up to its stride; batch norm follows, hence no bias."""
+    """A convolution whose padding keeps the map's size at stride 1. Batch norm follows, so it has no bias."""
     return nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Torch's batch norm, which does not count its batches: a small operation less for every layer (section 3.4).
+    """Torch's batch norm without updating ``num_batches_tracked``, which saves one small kernel per layer.
 
-    Where it is compiled for a CPU it is written out, in sums that are taken in one pass: what torch.compile makes of
-    torch's own takes about a fifth more of a step's time in bfloat16, and keeps mean and deviation for the backward
-    pass in bfloat16, too. Here both stay in float32.
+    When compiled for a CPU, it is written out with sums taken in one pass. What torch.compile makes of torch's own
+    version takes about a fifth more of a bfloat16 step, and keeps mean and deviation for the backward pass in
+    bfloat16; here they stay in float32.
     """
 
     def forward(self, x):
@@ -55,7 +53,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class ZeroPadding(nn.Module):
-    """Shortcut A: every ``stride``-th pixel of ``(N, C, H, W)``, then ``extra`` zero channels behind it."""
+    """Shortcut A: every ``stride``-th pixel of ``(N, C, H, W)``, with ``extra`` zero channels after the others."""
 
     def __init__(self, extra, stride):
         super().__init__()
@@ -71,15 +69,15 @@ def projection(in_channels, out_channels, stride):
 
 
 def shortcut_path(shortcut, in_channels, out_channels, stride):
-    """What an input passes on its way around a block; None is the identity (section 3.3)."""
-    same = stride == 1 and in_channels == out_channels
-    if shortcut == "C" or (shortcut == "B" and not same):
+    """The module on a block's shortcut, A, B or C; None is the identity (sections 3.3 and 4.1)."""
+    same_shape = stride == 1 and in_channels == out_channels
+    if shortcut == "C" or (shortcut == "B" and not same_shape):
         return projection(in_channels, out_channels, stride)
-    return None if same else ZeroPadding(out_channels - in_channels, stride)
+    return None if same_shape else ZeroPadding(out_channels - in_channels, stride)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 layers (Fig. 5 left); with ``shortcut=None`` the same two layers of a plain net."""
+    """Two 3x3 layers and their shortcut (Fig. 5 left); ``shortcut=None`` gives the two layers of a plain net."""
 
     expansion = 1
 
@@ -99,7 +97,11 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 layers (Fig. 5 right). The released nets subsample in the first 1x1, torchvision's in the 3x3."""
+    """1x1, 3x3 and 1x1 layers and their shortcut (Fig. 5 right).
+
+    ``stride_on``: the layer that subsamples, the first "1x1" as in the authors' released nets or the "3x3" as in
+    torchvision's.
+    """
 
     expansion = 4
 
@@ -122,14 +124,15 @@ class Bottleneck(nn.Module):
 
 
 class Net(nn.Module):
-    """A stem, stages of blocks that each but the first halve the map, global average pooling, a classifier.
+    """A stem, stages of blocks, global average pooling and a classifier; each stage after the first halves the map.
 
-    Input ``(N, 3, H, W)``, output logits ``(N, classes)``.
+    Input ``(N, 3, H, W)``, output logits ``(N, classes)``. ``variant``: what ``block`` takes besides its dimensions.
     """
 
     def __init__(self, stem, block, widths, blocks, classes, **variant):
         super().__init__()
         self.conv1, self.bn1 = stem, BatchNorm(stem.out_channels)
+        # Table 1: the 7x7 stem of stride 2 is followed by a max pool. The 3x3 stem of CIFAR nets is not (section 4.2).
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem.stride == (2, 2) else None
         self.stages = len(widths)
         channels = stem.out_channels
@@ -153,7 +156,10 @@ class Net(nn.Module):
 
 
 def initialize(net):
-    """He et al. 2015 (the paper's [12]): normal, of variance 2 / fan-in; biases zero, batch norm the identity."""
+    """He et al. 2015 (the paper's [12]): weights are normal with variance 2 / fan-in, biases are zero.
+
+    Batch norm keeps torch's initialization, the identity: weights 1, biases 0.
+    """
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -164,8 +170,8 @@ def initialize(net):
 def cifar_net(depth, residual=True, shortcut="A", classes=10):
     """The net of section 4.2 with ``depth`` = 6n+2 weighted layers, for ``(N, 3, 32, 32)`` (any size divisible by 4).
 
-    A plain net (``residual=False``) has no shortcuts; ``shortcut`` is then left unused.
-    Raises TypeError or ValueError for a depth that is not 6n+2, an unknown shortcut or no number of classes.
+    A plain net (``residual=False``) has no shortcuts, and ignores ``shortcut``.
+    Raises TypeError or ValueError for a depth that is not 6n+2, an unknown shortcut or an invalid number of classes.
     """
     check_cifar_depth(depth)
     check_residual(residual)
@@ -177,9 +183,9 @@ def cifar_net(depth, residual=True, shortcut="A", classes=10):
 
 
 def imagenet_net(depth, residual=True, shortcut="B", classes=1000, stride_on="1x1"):
-    """The net of Table 1 with 18, 34, 50, 101 or 152 layers, for ``(N, 3, 224, 224)`` (any size from 32 on).
+    """The net of Table 1 with 18, 34, 50, 101 or 152 layers, for ``(N, 3, 224, 224)`` (any size from 32 up).
 
-    ``stride_on``: the layer of a bottleneck that subsamples, "1x1" as in the released nets or "3x3" as in torchvision.
+    ``stride_on``: as in ``Bottleneck``; the shallower nets ignore it.
     Raises TypeError or ValueError for an unknown depth, shortcut or stride_on, and for a plain net of bottlenecks.
     """
     check_residual(residual)
@@ -195,69 +201,8 @@ def imagenet_net(depth, residual=True, shortcut="B", classes=1000, stride_on="1x
     return Net(stem, Bottleneck, widths, blocks, classes, shortcut=shortcut, stride_on=stride_on)
 
 
-def load_weights(net, path, zeros="behind"):
-    """Load a checkpoint of somebody else's into ``net``, which is returned.
-
-    The file may hold the weights alone or under ``state_dict`` or ``model``, with names that begin with ``module.``,
-    and may call the classifier ``linear``. ``zeros`` says where the net that it was made with puts the zero channels of
-    shortcut A: "behind" the identity, as here, or "around" it, half on either side, as widely used CIFAR nets do. Such
-    weights would load as they are and be garbage: their channels are put into our order.
-    Raises ValueError for a file that holds no weights, or not those of this net.
-    """
-    if zeros not in ("behind", "around"):
-        raise ValueError(f"zeros {zeros!r}: choose 'behind' or 'around', where the file's net has shortcut A's zeros")
-    try:
-        stored = files.load(path)
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is no file of weights alone, as torch.save(net.state_dict()) makes it: {error}"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
-            stored = stored[key]
-    if not isinstance(stored, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in stored.items()
-    ):
-        raise ValueError(f"{path} holds no weights: expected tensors by name, alone or under 'state_dict' or 'model'")
-    named = {re.sub(r"^linear\.", "fc.", name.removeprefix("module.")): value for name, value in stored.items()}
-    # What torch added to batch norm after some checkpoints were made; it plays no part in their errors.
-    expected = net.state_dict()
-    named = {name: expected[name] for name in expected if name.endswith("num_batches_tracked")} | named
-    wrong = [f"{name} is missing" for name in expected if name not in named]
-    wrong += [f"{name} is unknown" for name in named if name not in expected]
-    wrong += [
-        f"{name} is {tuple(named[name].shape)}, not {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in named and named[name].shape != value.shape
-    ]
-    if wrong:
-        listing = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        raise ValueError(f"{path} holds the weights of another net: {listing}")
-    net.load_state_dict(_zeros_behind(net, named) if zeros == "around" else named)
-    return net
-
-
-def _zeros_behind(net, weights):
-    """Weights made with shortcut A's zeros around the identity, in the order of channels that puts them behind it."""
-    weights = dict(weights)
-    order = list(range(net.conv1.out_channels))  # in our order, which channel of theirs each is
-    for name, block in net.named_modules():
-        if not isinstance(block, BasicBlock):
-            continue
-        weights[f"{name}.conv1.weight"] = weights[f"{name}.conv1.weight"][:, order]
-        if isinstance(block.downsample, ZeroPadding):
-            before = block.downsample.extra // 2
-            shown = [before + channel for channel in order]
-            order = shown + sorted(set(range(block.conv2.out_channels)) - set(shown))
-        weights[f"{name}.conv2.weight"] = weights[f"{name}.conv2.weight"][order]
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            weights[f"{name}.bn2.{part}"] = weights[f"{name}.bn2.{part}"][order]
-    weights["fc.weight"] = weights["fc.weight"][:, order]
-    return weights
-
-
 class NetName(NamedTuple):
-    """What a net's name says: "plain-20", "resnet-110", "resnet-34-C"."""
+    """A net's name, "plain-20", "resnet-110" or "resnet-34-C", in its parts."""
 
     residual: bool
     depth: int
@@ -266,9 +211,9 @@ class NetName(NamedTuple):
 
     @classmethod
     def parse(cls, name, imagenet=False):
-        """Read a name of the paper's; without a letter the shortcut is the paper's own choice: A, for bottlenecks B.
+        """Parse a name; without a letter, the shortcut is the paper's default: B for bottlenecks, otherwise A.
 
-        ``imagenet`` says which family is meant, since 50 and 152 are depths of both.
+        ``imagenet`` selects the family, since 50 and 152 are depths of both.
         Raises TypeError or ValueError naming the value, the choices and the nearest match.
         """
         if not isinstance(name, str):
@@ -289,20 +234,20 @@ class NetName(NamedTuple):
             if kind == "plain":
                 raise ValueError(f"net {name!r}: a plain net has no shortcuts, choose plain-{depth}")
             check_shortcut(letter)
-        return cls(kind == "resnet", depth, letter or cls.usual_shortcut(depth, imagenet), imagenet)
+        return cls(kind == "resnet", depth, letter or cls.default_shortcut(depth, imagenet), imagenet)
 
     @staticmethod
-    def usual_shortcut(depth, imagenet):
-        """The paper's choice: option B for bottlenecks, else A."""
+    def default_shortcut(depth, imagenet):
+        """The paper's choice: option B for bottlenecks, otherwise A."""
         return "B" if imagenet and depth >= 50 else "A"
 
     def __str__(self):
-        """The shortest name that says the same."""
-        usual = self.shortcut == self.usual_shortcut(self.depth, self.imagenet)
-        return f"{'resnet' if self.residual else 'plain'}-{self.depth}{'' if usual else f'-{self.shortcut}'}"
+        """The shortest name that parses to the same net."""
+        default = self.shortcut == self.default_shortcut(self.depth, self.imagenet)
+        return f"{'resnet' if self.residual else 'plain'}-{self.depth}{'' if default else f'-{self.shortcut}'}"
 
     def build(self, classes, **variant):
-        """The net itself, freshly initialized from torch's generator; ``variant``: its ``stride_on``."""
+        """The net itself, initialized from torch's global generator; ``variant`` may hold ``stride_on``."""
         family = imagenet_net if self.imagenet else cifar_net
         return family(self.depth, self.residual, self.shortcut, classes, **variant)
 
@@ -310,10 +255,10 @@ class NetName(NamedTuple):
 def check_cifar_depth(depth):
     if not isinstance(depth, int) or isinstance(depth, bool):
         raise TypeError(f"depth {depth!r}: give a whole number such as 20")
-    if not 8 <= depth <= DEEPEST or depth % 6 != 2:
-        near, paper = min(max(8, (depth + 1) // 6 * 6 + 2), DEEPEST), ", ".join(map(str, CIFAR_DEPTHS))
+    if not 8 <= depth <= MAX_CIFAR_DEPTH or depth % 6 != 2:
+        near, paper = min(max(8, (depth + 1) // 6 * 6 + 2), MAX_CIFAR_DEPTH), ", ".join(map(str, CIFAR_DEPTHS))
         raise ValueError(
-            f"depth {depth}: a CIFAR net has 6n+2 layers, up to {DEEPEST:,}; the paper's are {paper}; "
+            f"depth {depth}: a CIFAR net has 6n+2 layers, up to {MAX_CIFAR_DEPTH:,}; the paper's are {paper}; "
             f"the nearest to yours is {near}"
         )
 
@@ -336,8 +281,8 @@ def check_shortcut(shortcut):
 
 
 def check_classes(classes):
-    if not isinstance(classes, int) or isinstance(classes, bool) or not 2 <= classes <= MOST_CLASSES:
-        raise ValueError(f"classes {classes!r}: give a whole number from 2 to {MOST_CLASSES:,}")
+    if not isinstance(classes, int) or isinstance(classes, bool) or not 2 <= classes <= MAX_CLASSES:
+        raise ValueError(f"classes {classes!r}: give a whole number from 2 to {MAX_CLASSES:,}")
 
 
 def check_residual(residual):
@@ -346,6 +291,6 @@ def check_residual(residual):
 
 
 def nearest(value, choices):
-    """For error messages: ' (did you mean ...?)' where a choice is close to the value, else ''."""
+    """For error messages: " (did you mean ...?)" if a choice is close to the value, otherwise an empty string."""
     close = difflib.get_close_matches(str(value), choices, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

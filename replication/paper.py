@@ -1,25 +1,25 @@
-"""What the paper published: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
+"""The paper's numbers and claims: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016.
 
-Nets are named as in ``replication.models``; errors are in percent.
+Nets are named as in ``replication.models.NetName``. Errors are in percent.
 """
 
 from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """Errors of a table: by net, what they are and on what, and the fields of a run that is measured alike."""
+    """Errors of a table by net, what they are, and the conditions under which runs are comparable with them."""
 
     errors: dict
     title: str
-    conditions: dict | None = None  # None: no run of ours is
+    conditions: dict | None = None  # as in ``Record.conditions``; None: no run is comparable
 
     def at_depth(self, depth):
-        """The same errors under the names of nets of another depth, to stand beside these."""
+        """The same errors under the names of nets of another depth, to be shown beside these."""
         renamed = {net.replace(net.split("-")[1], str(depth)): error for net, error in self.errors.items()}
         return self._replace(errors=renamed, conditions=None)
 
 
-# Table 1, last row: multiply-adds of the ImageNet nets; VGG for comparison from sections 3.3 and 4.1.
+# Multiply-adds of the ImageNet nets from the last row of Table 1, of VGG from sections 3.3 and 4.1.
 MULTIPLY_ADDS = {
     "resnet-18": 1.8e9,
     "resnet-34": 3.6e9,
@@ -31,7 +31,7 @@ MULTIPLY_ADDS = {
     "VGG-19": 19.6e9,
 }
 
-# Table 6: parameters of the CIFAR nets as printed, and their test errors (of ResNet-110 the best of five runs).
+# Parameters of the CIFAR nets as printed in Table 6.
 CIFAR_PARAMETERS = {
     "resnet-20": 0.27e6,
     "resnet-32": 0.46e6,
@@ -40,31 +40,32 @@ CIFAR_PARAMETERS = {
     "resnet-110": 1.7e6,
     "resnet-1202": 19.4e6,
 }
-CIFAR10 = "f68bb3dbbcc0"  # the first digits of the fingerprint of its original pixels, as in ``Record.conditions``
+CIFAR10 = "f68bb3dbbcc0"  # fingerprint of CIFAR-10's original pixels, shortened as in ``Record.conditions``
 TABLE_6 = Published(
     {
         "resnet-20": 8.75,
         "resnet-32": 7.51,
         "resnet-44": 7.17,
         "resnet-56": 6.97,
-        "resnet-110": 6.43,
+        "resnet-110": 6.43,  # the best of five runs
         "resnet-1202": 7.93,
     },
     "paper: test error %, CIFAR-10, 64,000 iterations",
     {"dataset": "cifar10", "fingerprint": CIFAR10, "recipe": "cifar", "iterations": 64_000, "holdout": 0},
 )
+WARMED_UP = (6.61, 0.16)  # test error of ResNet-110 over five runs: mean and standard deviation (Table 6)
 
 
-class Tested(NamedTuple):
-    """Errors of a table on ImageNet: by net top-1 and top-5, None where not printed; what they are; how measured."""
+class ImageNetTable(NamedTuple):
+    """Errors of a table on ImageNet: (top-1, top-5) by net, None where not printed; otherwise as ``Published``."""
 
     errors: dict
     title: str
-    way: str  # as in ``evaluate.EVAL_PROTOCOLS``
+    way: str  # of testing: a key of ``evaluate.EVAL_PROTOCOLS``
     conditions: dict | None = {"dataset": "imagenet", "recipe": "imagenet", "iterations": 600_000, "holdout": 0}  # noqa: RUF012
 
 
-TABLE_2 = Tested(
+TABLE_2 = ImageNetTable(
     {
         "plain-18": (27.94, None),
         "resnet-18": (27.88, None),
@@ -74,7 +75,7 @@ TABLE_2 = Tested(
     "ImageNet validation, 10-crop",
     "10-crop",
 )
-TABLE_3 = Tested(
+TABLE_3 = ImageNetTable(
     {
         "VGG-16": (28.07, 9.33),
         "GoogLeNet": (None, 9.15),
@@ -90,7 +91,7 @@ TABLE_3 = Tested(
     "ImageNet validation, 10-crop",
     "10-crop",
 )
-TABLE_4 = Tested(
+TABLE_4 = ImageNetTable(
     {
         "VGG (ILSVRC'14)": (None, 8.43),  # on the test set
         "GoogLeNet": (None, 7.89),
@@ -106,7 +107,7 @@ TABLE_4 = Tested(
     "ImageNet validation, single nets, multi-scale",
     "multi-scale",
 )
-TABLE_5 = Tested(
+TABLE_5 = ImageNetTable(
     {
         "VGG (ILSVRC'14)": (None, 7.32),
         "GoogLeNet": (None, 6.66),
@@ -132,17 +133,14 @@ FIGURE_7 = ("plain-20", "plain-56", "resnet-20", "resnet-56", "resnet-110")
 
 
 class Claim(NamedTuple):
-    """A claim: its name, where it is made, what it says, numbers printed, of which nets, what is compared to judge it.
-
-    Its criterion, with the code that applies it, is in ``replication.verdicts``.
-    """
+    """A claim of the paper. The criterion by which it is judged is in ``replication.report.claims``."""
 
     name: str
-    section: str
+    section: str  # where the paper makes it
     statement: str
-    printed: str
-    families: tuple[str, ...]  # "cifar", "imagenet": whose nets the paper makes it of
-    comparison: str
+    printed: str  # the paper's numbers
+    families: tuple[str, ...]  # of nets for which the paper makes it: "cifar", "imagenet"
+    comparison: str  # what is compared to judge it
 
 
 BOTH = ("cifar", "imagenet")
@@ -255,4 +253,3 @@ CLAIMS = {
         "detectors, which this replication does not train",
     ),
 }
-WARMED_UP = (6.61, 0.16)  # ResNet-110's test error over five runs: mean and standard deviation (Table 6)

@@ -1,6 +1,6 @@
-"""How nets are trained: the paper's recipes (sections 3.4 and 4.2), that of the note this project began from, digits'.
+"""Training recipes: the paper's (sections 3.4 and 4.2), a reader's note's, and short ones for small data sets.
 
-A recipe is frozen, and its learning rate is a pure function of the iteration and of the errors recorded so far.
+Recipes are immutable; the learning rate is a pure function of the iteration and of the errors recorded before it.
 """
 
 from dataclasses import dataclass, replace
@@ -8,43 +8,42 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Warmup:
-    """A low rate at the start, for nets of ``depth`` layers or more, until the training error falls (section 4.2).
+    """A lower learning rate until the training error falls below a threshold, for deep nets (section 4.2).
 
-    The error is the mean over an epoch, since the paper's warm-up ends after "about 400 iterations", and an epoch of
-    CIFAR-10 has 391.
+    The error is averaged over an epoch: the paper warms up for "about 400 iterations", and CIFAR-10 has 391 per epoch.
     """
 
     lr: float
-    until: float  # percent: it ends with the first epoch whose mean training error is below
-    depth: int
+    until: float  # percent: the warm-up ends with the first epoch whose mean training error is below this
+    depth: int  # layers: shallower nets are not warmed up
 
 
 @dataclass(frozen=True)
 class Plateau:
-    """Divide the rate when the best error has not improved for a while (section 3.4 says no more than "plateaus")."""
+    """Divide the learning rate by 10 when the error stops improving (section 3.4: "when the error plateaus")."""
 
-    watch: str  # the column of the history: "train_error" or "test_error"
-    patience: int  # iterations without an improvement
-    threshold: float = 0.01  # an improvement is at least this part of the best error
-    divisions: int = 3  # at the most
+    watch: str  # column of the history: "train_error" or "test_error"
+    patience: int  # iterations without improvement
+    threshold: float = 0.01  # smallest improvement that counts, relative to the best error
+    divisions: int = 3  # at most
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stochastic gradient descent with momentum; the rate is divided by 10 at the milestones or on a plateau."""
+    """SGD with momentum; the learning rate is divided by 10 at each milestone, or on a plateau."""
 
     iterations: int
-    batch: int  # images an iteration
+    batch: int  # images per iteration
     lr: float
     momentum: float
     weight_decay: float
-    bn_batch: int | None = None  # images that batch norm normalizes together, a part of the batch; None: all of it
+    bn_batch: int | None = None  # images that batch norm normalizes together, a divisor of the batch; None: the batch
     milestones: tuple[int, ...] = ()  # iterations
     plateau: Plateau | None = None
     warmup: Warmup | None = None
 
     def scaled(self, schedule):
-        """The same recipe at ``schedule`` times its length: milestones and patience scale, the warm-up does not."""
+        """The recipe with its iterations, milestones and patience multiplied by ``schedule``; the warm-up is not."""
         return replace(
             self,
             iterations=max(1, round(self.iterations * schedule)),
@@ -53,22 +52,26 @@ class Recipe:
         )
 
     def for_depth(self, depth):
-        """The same recipe for a net of ``depth`` layers: only the deep ones are warmed up."""
+        """The recipe for a net of ``depth`` layers: without warm-up unless the net is deep enough."""
         return self if self.warmup is None or depth >= self.warmup.depth else replace(self, warmup=None)
 
     def warming(self, history):
-        """Whether the warm-up goes on after what is recorded so far (rows with ``iteration`` and ``train_error``)."""
+        """Whether the warm-up continues after the epochs recorded so far; its end is final, whatever follows."""
         return self.warmup is not None and all(row["train_error"] >= self.warmup.until for row in history)
 
     def learning_rate(self, iteration, history=()):
-        """The rate of an iteration, counted from 0, given the rows of the history recorded before it."""
+        """The learning rate of an iteration, counted from 0, given the history recorded before it.
+
+        ``history``: rows with ``iteration``, the iterations done, and errors in percent (None where not measured);
+        during a warm-up, one row per epoch.
+        """
         divisions = sum(iteration >= milestone for milestone in self.milestones)
         if self.plateau is not None:
-            divisions += self._plateaus(history)
+            divisions += self._count_plateaus(history)
         return (self.warmup.lr if self.warming(history) else self.lr) / 10**divisions
 
-    def _plateaus(self, history):
-        best, since, divisions = float("inf"), 0, 0
+    def _count_plateaus(self, history):
+        best, since, divisions = float("inf"), 0, 0  # since: iteration of the last improvement or division
         for row in history:
             error = row[self.plateau.watch]
             if error is None:
@@ -81,6 +84,7 @@ class Recipe:
 
 
 RECIPES = {
+    # Batch norm sees the whole batch, where the paper's two GPUs saw 64 images each: ``bn_batch`` 64 does as they did.
     "cifar": Recipe(
         iterations=64_000,
         batch=128,
@@ -97,10 +101,10 @@ RECIPES = {
         momentum=0.9,
         weight_decay=1e-4,
         plateau=Plateau("test_error", patience=30_000),
-        bn_batch=32,  # 256 on eight processors; the paper gives no number for ImageNet
+        bn_batch=32,  # a batch of 256 on eight GPUs; the paper does not state a number for ImageNet
     ),
-    # A reader's note on the paper, in which batch and momentum differ. It names no set to watch for the plateau:
-    # the training error keeps the test part out of every choice.
+    # From a reader's note on the paper, with another batch and momentum. It does not say which error has to plateau:
+    # the training error, so that test images have no influence on training.
     "note": Recipe(
         iterations=600_000,
         batch=100,
@@ -109,7 +113,7 @@ RECIPES = {
         weight_decay=1e-4,
         plateau=Plateau("train_error", patience=60_000),
     ),
-    # 1,437 images of 8x8 pixels; the same proportions as the CIFAR recipe.
+    # For 1,437 images of 8x8 pixels, in the proportions of the CIFAR recipe.
     "digits": Recipe(
         iterations=1_100,
         batch=128,
@@ -119,7 +123,7 @@ RECIPES = {
         milestones=(550, 825),
         warmup=Warmup(lr=0.01, until=80, depth=110),
     ),
-    # A smoke test of the ImageNet experiments on a few dozen pictures. It teaches a net nothing.
+    # A smoke test of the ImageNet experiments on a few dozen images: too short to learn anything.
     "smoke": Recipe(
         iterations=4,
         batch=16,
@@ -133,6 +137,6 @@ RECIPES = {
 
 
 def own_recipe(dataset):
-    """The name of the recipe that a data set is trained by when none is asked for."""
+    """The name of a data set's default recipe."""
     own = {"digits": "digits", "imagenet-smoke": "smoke"}
     return own.get(dataset, "imagenet" if dataset.startswith("imagenet") else "cifar")

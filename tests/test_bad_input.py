@@ -13,11 +13,11 @@ from replication import (
     all_finished,
     benchmark,
     data,
-    evaluate,
     finished,
     grid,
     models,
     net_names,
+    pretrained,
     run_all,
     trainers,
 )
@@ -183,7 +183,7 @@ def test_ways_of_testing_are_refused_before_anything_is_trained(argument, value)
     if value in {"ways": (), "ensemble": ([], ()), "weights": ({}, None)}[argument]:
         return
     with pytest.raises(BAD):
-        evaluate.check(["resnet-18"], **{argument: value})
+        pretrained.check(["resnet-18"], **{argument: value})
 
 
 @given(st.sampled_from(["rounds", "iterations", "notebooks", "precision"]), ANYTHING)

@@ -55,7 +55,7 @@ def test_mean_is_that_of_every_pixel_over_the_training_part(pets):
 
 def test_the_cache_is_used_and_refused_when_a_file_changed(pets, monkeypatch):
     first = data.load("pets", pets)
-    monkeypatch.setattr(data.batches, "_decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(data.folders, "_decode", lambda *_: pytest.fail("decoded again"))
     assert data.load("pets", pets).fingerprint == first.fingerprint
     monkeypatch.undo()
     path = pets / "pets" / "train" / "cat" / "0.png"

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from replication import data
-from replication.data import imagenet as reading
+from replication.data import imagenet
 
 
 def photograph(path):
@@ -60,13 +60,13 @@ def test_mean_and_components_are_those_of_the_central_crops(photographs):
 
 def test_the_mean_is_computed_once(photographs, monkeypatch):
     first = data.load("imagenet-small", photographs).mean
-    monkeypatch.setattr(reading, "_batches", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(imagenet, "_read_batches", lambda *_: pytest.fail("read again"))
     assert np.array_equal(data.load("imagenet-small", photographs).mean, first)
 
 
 def test_a_mean_that_cannot_be_kept_is_refused_before_the_images_are_read(photographs, monkeypatch):
     (photographs / ".cache").write_text("a file where the folder should be")
-    monkeypatch.setattr(reading, "_batches", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(imagenet, "_read_batches", lambda *_: pytest.fail("read"))
     with pytest.raises(ValueError, match=r"cannot be written .*symbolic link"):
         data.load("imagenet-small", photographs).unreadable()
 
@@ -92,7 +92,7 @@ def test_a_crop_is_that_of_the_resized_photograph(tmp_path, size, side):
         expected = np.asarray(resized)[top : top + 224, left : left + 224]
         if mirrored:
             expected = expected[:, ::-1]
-        seen = reading.random_crop(tmp_path / "a.png", side, corner, mirrored).numpy()
+        seen = imagenet.random_crop(tmp_path / "a.png", side, corner, mirrored).numpy()
         assert seen.shape == (224, 224, 3)
         difference = np.abs(seen[2:-2, 2:-2].astype(int) - expected[2:-2, 2:-2])
         assert difference.max() <= 2  # resampled in two passes, each rounded
@@ -102,17 +102,17 @@ def test_a_crop_is_that_of_the_resized_photograph(tmp_path, size, side):
 def test_decoding_at_a_fraction_changes_nothing_but_resampling(tmp_path):
     rough = np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)
     Image.fromarray(rough).resize((1600, 1200), Image.Resampling.BICUBIC).save(tmp_path / "a.JPEG", quality=95)
-    reduced, size = reading.opened(tmp_path / "a.JPEG", 256)
+    reduced, size = imagenet.open_image(tmp_path / "a.JPEG", 256)
     assert size == (341, 256)
     assert reduced.size == (400, 300)  # a quarter, still more than is needed
     expected = v2.functional.center_crop(v2.functional.resize(photograph(tmp_path / "a.JPEG"), [256]), [224])
-    seen = reading.random_crop(tmp_path / "a.JPEG", 256, (16 / 32.5, 58 / 117.5), False).numpy()
+    seen = imagenet.random_crop(tmp_path / "a.JPEG", 256, (16 / 32.5, 58 / 117.5), False).numpy()
     assert np.abs(seen.astype(int) - np.asarray(expected)).mean() < 1
 
 
 def test_crops_and_sides_are_spread_as_in_section_3_4(photographs, monkeypatch):
     dataset, drawn = data.load("imagenet-small", photographs), []
-    monkeypatch.setattr(reading, "random_crop", lambda path, *how: drawn.append(how) or torch.zeros(1))
+    monkeypatch.setattr(imagenet, "random_crop", lambda path, *how: drawn.append(how) or torch.zeros(1))
     reader = dataset.batches(4, seed=0).reader
     for place in range(4000):
         reader[place, 0]
@@ -216,14 +216,14 @@ def test_a_disk_that_is_gone_is_no_matter_of_a_few_files(tmp_path):
     dataset = data.load("imagenet-many", tmp_path)
     stream = batches(dataset)
     dataset.folder.rename(tmp_path / "elsewhere")
-    message = r"100 files one after the other cannot be read, the last is .*disk"
+    message = r"100 files in a row cannot be read, the last is .*disk"
     with pytest.raises(OSError, match=message):
         stream(0)
     with pytest.raises(OSError, match=message):
         list(dataset.eval_batches(dataset.test, workers=0))
     (tmp_path / ".cache" / "imagenet-many-120.npz").unlink()
     with pytest.raises(OSError, match=message):
-        reading.ImageNet(*[getattr(dataset, name) for name in dataset.__dataclass_fields__]).unreadable()
+        imagenet.ImageNet(*[getattr(dataset, name) for name in dataset.__dataclass_fields__]).unreadable()
     assert not list((tmp_path / ".cache").iterdir())
 
 

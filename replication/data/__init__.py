@@ -1,4 +1,4 @@
-"""The data sets by name: where each is found, and how it is loaded."""
+"""The data sets, by name: digits, CIFAR, folders of small images, and ImageNet."""
 
 import difflib
 import re
@@ -8,27 +8,29 @@ import numpy as np
 
 from replication.data import cifar, imagenet
 from replication.data.batches import Batches as Batches
-from replication.data.batches import Dataset, Images, load_folder
+from replication.data.batches import Dataset, Images
+from replication.data.folders import load_folder
 from replication.engine import files
 
 BUILT_IN = ("digits", "cifar10", "cifar100")
-NAME = re.compile(r"[A-Za-z0-9](?:[._-]?[A-Za-z0-9])*")  # of a folder of images: no path, no two separators in a row
+NAME = re.compile(r"[A-Za-z0-9](?:[._-]?[A-Za-z0-9])*")  # of a folder of images, not a path
 
 
 def is_imagenet(name):
-    """Whether a data set of that name is made of photographs in ImageNet's layout, for the nets of Table 1."""
+    """Whether a data set of that name has ImageNet's layout, and trains the nets of Table 1."""
     return name.startswith("imagenet")
 
 
 def load(name, root="data", progress=True):
-    """The data set of that name: ``digits``, ``cifar10``, ``cifar100`` or a folder of images.
+    """Load a data set by name: a ``Dataset``, or an ``ImageNet`` if the name begins with ``imagenet``.
 
-    A folder is laid out as ``<root>/<name>/{train,test}/<class>/*``, all images of one size.
-    CIFAR is read in any of its official forms (``cifar.FORMS``), and downloaded into ``root`` if there is none; a
-    folder is decoded once and cached in ``<root>/.cache``.
-    A name that begins with ``imagenet`` is that of a folder ``{train,val}/<wnid>/*`` of photographs, in torchvision's
-    layout of ImageNet; they stay in their files. ``imagenet-smoke`` is a small one, made on first use.
-    Raises TypeError or ValueError naming what is wrong with the name or the files and what to do.
+    ``digits``: scikit-learn's, no files needed. ``cifar10`` and ``cifar100``: in any of the official forms
+    (``cifar.FORMS``), downloaded into ``root`` if there is none. Other names are those of folders:
+    ``<root>/<name>/{train,test}/<class>/*`` with images of one size, decoded once and cached in ``<root>/.cache``; or,
+    if the name begins with ``imagenet``, torchvision's layout ``{train,val}/<wnid>/*``, whose images are read from
+    their files in every epoch. ``imagenet-smoke`` is a small folder of that kind, created on first use.
+    ``progress``: show a bar while images are decoded.
+    Raises TypeError or ValueError naming what is wrong with the name or the files, and the remedy.
     """
     root = files.folder("data", root)
     check_name(name)
@@ -40,12 +42,12 @@ def load(name, root="data", progress=True):
     if name == "imagenet-smoke" and not (root / name).is_dir():
         imagenet.make_smoke_test(root / name)
     if not (root / name).is_dir():
-        raise ValueError(unknown(name, root))
+        raise ValueError(_unknown(name, root))
     return imagenet.load(name, root, progress) if is_imagenet(name) else load_folder(name, root, progress)
 
 
 def present(name, root="data"):
-    """Whether a data set is here, so that ``load`` would download and make nothing."""
+    """Whether a data set is on this machine: ``load`` would neither download nor create it."""
     root = Path(root)
     if name in cifar.FORMS:
         return cifar.find(name, root) is not None
@@ -53,7 +55,7 @@ def present(name, root="data"):
 
 
 def check_name(name):
-    """Raise TypeError or ValueError unless ``name`` can be that of a data set."""
+    """Raise TypeError or ValueError unless ``name`` can be the name of a data set."""
     if not isinstance(name, str):
         raise TypeError(f"dataset {name!r}: give a name, one of {', '.join(BUILT_IN)} or a folder's")
     if len(name) > 64 or NAME.fullmatch(name) is None:
@@ -63,7 +65,8 @@ def check_name(name):
         )
 
 
-def unknown(name, root):
+def _unknown(name, root):
+    """The error message for a name without a folder: the choices, and where to put images."""
     parts = ("train", "val") if is_imagenet(name) else ("train", "test")
     folders = {path.name for path in root.glob("*") if (path / "train").is_dir() and NAME.fullmatch(path.name)}
     builtin = ("imagenet-smoke",) if is_imagenet(name) else BUILT_IN
@@ -75,13 +78,13 @@ def unknown(name, root):
 
 
 def _digits():
-    """scikit-learn's handwritten digits: 1,437 to train and 360 to test, every class in the same proportion."""
+    """scikit-learn's handwritten digits, 8x8: 1,437 for training and 360 for testing, stratified by class."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # the originals run from 0 to 16
-    pixels = np.repeat(grey[..., None], 3, axis=3)  # three equal channels: the nets stay those of the paper
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # the original values run from 0 to 16
+    pixels = np.repeat(grey[..., None], 3, axis=3)  # three equal channels, as the paper's nets expect
     train, test = train_test_split(np.arange(len(pixels)), test_size=360, stratify=digits.target, random_state=0)
     labels = digits.target.astype(np.int64)
     names = tuple(str(name) for name in digits.target_names)

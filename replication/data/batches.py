@@ -1,11 +1,10 @@
-"""Small images in memory, and the batches made of them (section 4.2).
+"""Small images in memory, and the batches made from them (section 4.2).
 
-A batch is a pure function of (seed, iteration): nothing has to be restored to go on from any point, and it is the same
-for any number of processes that share it or workers that read it.
+A batch is a pure function of (seed, iteration). Training can therefore resume at any iteration without restoring the
+state of a generator, and any number of processes or workers produces the same batches.
 """
 
 import hashlib
-import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -13,63 +12,62 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-
-from replication.data.folders import READING_ERRORS, VERSION, listing, read_cache, write_cache
-from replication.engine.progress import progress_bar
 
 
 class EpochSampler:
-    """Which images make up a batch: every epoch is a new order of all, a batch may end one and begin the next."""
+    """The images of each batch: every epoch is a new permutation of all, and a batch may span two epochs."""
 
     def __init__(self, count, batch, seed):
         self.count, self.batch, self.seed = count, batch, seed
-        self._last = (None, None)
+        self._last = (None, None)  # the permutation used last and its epoch
 
     def __call__(self, iteration):
-        """The images of a batch: integers ``(batch,)``."""
-        places = np.arange(iteration * self.batch, (iteration + 1) * self.batch)
-        epochs, offsets = np.divmod(places, self.count)
-        return np.concatenate([self._epoch(epoch)[offsets[epochs == epoch]] for epoch in np.unique(epochs)])
+        """Indices of the images of a batch: integers ``(batch,)``."""
+        positions = np.arange(iteration * self.batch, (iteration + 1) * self.batch)
+        epochs, offsets = np.divmod(positions, self.count)
+        return np.concatenate([self._permutation(epoch)[offsets[epochs == epoch]] for epoch in np.unique(epochs)])
 
-    def _epoch(self, epoch):
+    def _permutation(self, epoch):
         if self._last[0] != epoch:
             self._last = epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(self.count)
         return self._last[1]
 
 
 def rank_slice(batch, share):
-    """The slice of a batch that one of several processes trains on."""
-    process, processes = share
-    return slice(process * batch // processes, (process + 1) * batch // processes)
+    """The slice of a batch that process ``rank`` of ``world_size`` trains on; ``share``: these two numbers."""
+    rank, world_size = share
+    return slice(rank * batch // world_size, (rank + 1) * batch // world_size)
 
 
 def normalize(pixels, mean, std=None):
-    """Pixels ``(N, H, W, 3)`` in uint8 as a net's input ``(N, 3, H, W)`` in float32: less the mean, divided by 255.
+    """Turn pixels ``(N, H, W, 3)`` in uint8 into a net's input ``(N, 3, H, W)`` in float32: (pixels - mean) / 255.
 
-    ``mean``: ``(3,)`` or ``(h, w, 3)``, which is stretched to images of another size. ``std``: ``(3,)``, in units of 0
-    to 1, divides what is left, as nets of others want it.
+    ``mean``: ``(3,)`` or ``(h, w, 3)``, in units of 0 to 255; a mean image is interpolated to the size of the pixels.
+    ``std``: ``(3,)``, in units of 0 to 1; the result is divided by it, as nets trained by others expect.
     """
     if mean.ndim == 3 and mean.shape[:2] != pixels.shape[1:3]:
-        stretched = F.interpolate(mean.permute(2, 0, 1)[None], pixels.shape[1:3], mode="bilinear", align_corners=False)
-        mean = stretched[0].permute(1, 2, 0)
+        resized = F.interpolate(mean.permute(2, 0, 1)[None], pixels.shape[1:3], mode="bilinear", align_corners=False)
+        mean = resized[0].permute(1, 2, 0)
     inputs = pixels.float().sub_(mean).div_(255)
     return (inputs if std is None else inputs.div_(std)).permute(0, 3, 1, 2)
 
 
 def hold_out(dataset, count):
-    """The data set with ``count`` of its training images kept for validation, the same ones each time."""
+    """A data set whose ``validation`` are ``count`` of its training images, drawn at random but always the same ones.
+
+    Raises ValueError unless at least one image is left for training.
+    """
     if count == 0:
         return dataset
     total = len(dataset.train.labels)
     if count >= total:
         raise ValueError(f"holdout {count}: {dataset.name} has {total} training images, choose fewer")
     order = np.random.default_rng([45_000, 5_000]).permutation(total)
-    kept, held = (
-        type(dataset.train)(*(part[np.sort(chosen)] for part in dataset.train))
-        for chosen in (order[count:], order[:count])
-    )
-    return replace(dataset, train=kept, validation=held)
+
+    def subset(indices):
+        return type(dataset.train)(*(column[np.sort(indices)] for column in dataset.train))
+
+    return replace(dataset, train=subset(order[count:]), validation=subset(order[:count]))
 
 
 class Images(NamedTuple):
@@ -81,7 +79,10 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test part, and what can be held out of the training part for validation."""
+    """A data set of small images in memory; ``validation`` is None unless some training images are held out.
+
+    ``ImageNet`` has the same interface, for images that are too many and too large for memory.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -111,48 +112,45 @@ class Dataset:
 
     @property
     def padding(self):
-        """Zero pixels on each side before the random crop: the paper's 4 for 32x32 images, in proportion for others."""
+        """Zero pixels on each side before the random crop: the paper's 4 for 32x32 images, others in proportion."""
         return min(self.size) // 8
 
     @property
     def flips(self):
-        """Whether images are mirrored at random: all but ``digits``, since a mirrored digit is none."""
+        """Whether images are mirrored at random: all but ``digits``, since a mirrored digit is no digit."""
         return self.name != "digits"
 
-    def batches(self, batch, seed, device="cpu", share=(0, 1), **_):
-        """The training batches, as ``Batches``; all images are in memory, so nothing is read ahead or left out."""
-        return Batches(self, batch, seed, device, share)
+    def hold_out(self, count):
+        """``hold_out`` of this data set."""
+        return hold_out(self, count)
 
     def unreadable(self):
-        """Training images known to be unreadable: none, since all were read."""
+        """{path: error} of training files that cannot be read: none, since all images are in memory."""
         return {}
 
-    def eval_batches(self, images, device="cpu", share=(0, 1), mean=None, std=None, **_):
-        """What a net sees of a part in a test: the single, unaltered view of every image (section 4.2).
+    def batches(self, batch, seed, device="cpu", share=(0, 1), iterations=None, workers=None):
+        """The training batches, as ``Batches``. Images are in memory: ``iterations`` and ``workers`` are not needed."""
+        return Batches(self, batch, seed, device, share)
 
-        Gives inputs ``(N, 3, H, W)`` and labels ``(N,)`` of ``share`` = (this process, processes) of the part: of
-        every so many images, as many as there are processes, this one's.
-        ``mean`` and ``std``: as ``normalize`` takes them, for nets of others; left out, the data set's own mean.
+    def eval_batches(self, images, device="cpu", share=(0, 1), workers=None, failed=None):
+        """A part's images for evaluation: the single, original view of each (section 4.2).
+
+        Yields inputs ``(N, 3, H, W)`` and labels ``(N,)``. ``share``: rank and world size; each process gets every
+        ``world_size``-th image, from its rank on. Images are in memory: ``workers`` and ``failed`` are not needed.
         """
-        mean = torch.from_numpy(self.mean).to(device) if mean is None else mean
-        mine = Images(*(part[share[0] :: share[1]] for part in images))
-        for start in range(0, len(mine.labels), 500):
-            pixels, labels = (torch.from_numpy(part[start : start + 500]).to(device) for part in mine)
-            yield normalize(pixels, mean, std), labels
-
-    def hold_out(self, count):
-        """The same data set with ``count`` random training images kept for validation: the same ones for every seed.
-
-        Raises ValueError unless at least one image is left for training.
-        """
-        return hold_out(self, count)
+        mean = torch.from_numpy(self.mean).to(device)
+        rank, world_size = share
+        pixels, labels = (torch.from_numpy(column[rank::world_size]) for column in images)
+        for start in range(0, len(labels), 500):
+            views, classes = (column[start : start + 500].to(device) for column in (pixels, labels))
+            yield normalize(views, mean), classes
 
 
 class Batches:
-    """The training batches of a data set in memory: shifted, mirrored, the mean subtracted.
+    """Training batches of a data set in memory: padded, cropped and mirrored at random, minus the mean (section 4.2).
 
     ``batches(iteration)`` gives images ``(batch, 3, H, W)`` in float32, channels last, and labels ``(batch,)``, both on
-    ``device``; of several processes each gets its ``share`` = (which, of how many) of that batch.
+    ``device``; in distributed training each process gets its ``share``, (rank, world size), of that batch.
     """
 
     def __init__(self, dataset, batch, seed, device="cpu", share=(0, 1)):
@@ -161,78 +159,28 @@ class Batches:
         self.padding, self.flips = dataset.padding, dataset.flips
         self.indices = EpochSampler(len(labels), batch, seed)
         self.unreadable = {}
-        edge = (self.padding, self.padding)
-        padded = torch.from_numpy(np.pad(pixels, ((0, 0), edge, edge, (0, 0)))).to(device)
+        border = (self.padding, self.padding)
+        padded = torch.from_numpy(np.pad(pixels, ((0, 0), border, border, (0, 0)))).to(device)
         n, h, w, c = padded.stride()
-        shifts = 2 * self.padding + 1
-        # Every crop of every image as a view: one indexing operation cuts out a whole batch.
-        self.crops = padded.as_strided((len(labels), shifts, shifts, *pixels.shape[1:]), (n, h, w, h, w, c))
+        offsets = 2 * self.padding + 1
+        # A view that holds every crop of every image: crops[image, row, column]. Indexing it cuts out a whole batch.
+        self.crops = padded.as_strided((len(labels), offsets, offsets, *pixels.shape[1:]), (n, h, w, h, w, c))
         self.labels = torch.from_numpy(labels).to(device)
         self.mean = torch.from_numpy(dataset.mean).to(device)
 
     def augmentation(self, iteration):
-        """Of every image of a batch: rows and columns cut off the padded image, and whether it is mirrored."""
+        """For each image of a batch: the row and column of its crop in the padded image, and whether it is mirrored."""
         generator = np.random.default_rng([self.seed, 1, iteration])
         rows, columns = generator.integers(0, 2 * self.padding + 1, (2, self.batch))
         return rows, columns, generator.integers(0, 2, self.batch).astype(bool) & self.flips
 
     def __call__(self, iteration):
-        drawn = np.stack([self.indices(iteration), *self.augmentation(iteration)])
-        drawn = torch.from_numpy(np.ascontiguousarray(drawn[:, rank_slice(self.batch, self.share)]))
+        draws = np.stack([self.indices(iteration), *self.augmentation(iteration)])
+        draws = torch.from_numpy(np.ascontiguousarray(draws[:, rank_slice(self.batch, self.share)]))
         if self.crops.is_cuda:
-            drawn = drawn.pin_memory()  # else the copy would wait for the device
-        indices, rows, columns, mirrored = drawn.to(self.crops.device, non_blocking=True)
+            draws = draws.pin_memory()  # otherwise the copy would wait for the device
+        indices, rows, columns, mirrored = draws.to(self.crops.device, non_blocking=True)
         pixels = self.crops[indices, rows, columns]
         if self.flips:
             pixels = torch.where(mirrored.bool()[:, None, None, None], pixels.flip(2), pixels)
         return normalize(pixels, self.mean), self.labels[indices]
-
-
-def load_folder(name, root, progress):
-    classes, listed = listing(root / name, ("train", "test"))
-    key = hashlib.sha256(f"{VERSION} {classes}".encode())
-    for part, members in listed.items():
-        for path, _, size, changed in members:
-            key.update(os.fsencode(f"{name}/{part}/{path} {size} {changed}\n"))
-    cache = root / ".cache" / f"{name}.npz"
-    arrays = read_cache(cache, key.hexdigest())
-    if arrays is None:
-        arrays = {}
-        total = sum(map(len, listed.values()))
-        with progress_bar(total, f"decoding {name}", "images", disable=not progress) as bar:
-            for part, members in listed.items():
-                arrays[f"{part}_pixels"] = _decode([root / name / part / path for path, *_ in members], bar)
-                arrays[f"{part}_labels"] = np.array([label for _, label, *_ in members], dtype=np.int64)
-        if arrays["train_pixels"].shape[1:] != arrays["test_pixels"].shape[1:]:
-            sizes = [tuple(arrays[f"{part}_pixels"].shape[2:0:-1]) for part in listed]
-            raise ValueError(
-                f"{root / name}: train has images of {_size(sizes[0])}, test of {_size(sizes[1])}: resize one"
-            )
-        try:
-            write_cache(cache, key.hexdigest(), arrays)
-        except OSError as error:
-            print(f"{cache} cannot be written ({error.__cause__ or error}): the images will be decoded anew each time")
-    parts = [Images(arrays[f"{part}_pixels"], arrays[f"{part}_labels"]) for part in listed]
-    return Dataset(name, classes, *parts)
-
-
-def _decode(paths, bar):
-    pixels = None
-    for number, path in enumerate(paths):
-        try:
-            with Image.open(path) as image:
-                decoded = np.asarray(image.convert("RGB"))
-        except READING_ERRORS as error:
-            raise ValueError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
-        if pixels is None:
-            pixels = np.empty((len(paths), *decoded.shape), dtype=np.uint8)
-        if decoded.shape != pixels.shape[1:]:
-            size, first = _size(decoded.shape[1::-1]), _size(pixels.shape[2:0:-1])
-            raise ValueError(f"{path} is {size}, {paths[0]} is {first}: resize them, all images must be of one size")
-        pixels[number] = decoded
-        bar.update()
-    return pixels
-
-
-def _size(size):
-    return f"{size[0]}x{size[1]}"

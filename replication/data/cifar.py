@@ -25,28 +25,28 @@ CLASSES = {
     tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
     """,
 }
-VALUES = 3 * 32 * 32  # of an image: 1,024 red, 1,024 green and 1,024 blue ones, each row by row
+VALUES = 3 * 32 * 32  # per image: 1,024 red, then 1,024 green, then 1,024 blue values, each row by row
 
 
 def _pickled(content):
-    """Pixels ``(N, 3072)`` and labels of a file of the python version, whose checksum is known to be right."""
+    """Pixels ``(N, 3072)`` and labels of a file of the python version. Unpickling is safe once its checksum matches."""
     values = pickle.loads(content, encoding="latin1")
     return values["data"], values["labels" if "labels" in values else "fine_labels"]
 
 
 def _rows(content, labels):
-    """Pixels ``(N, 3072)`` and labels of a file of the binary version: in each row one or two labels, then the pixels.
+    """Pixels ``(N, 3072)`` and labels of a file of the binary version: each row has one or two labels, then the pixels.
 
-    CIFAR-100 has a coarse and a fine label; the last is what nets are trained on.
+    CIFAR-100 has a coarse and a fine label; nets are trained on the fine one, which comes last.
     """
     rows = np.frombuffer(content, np.uint8).reshape(-1, labels + VALUES)
     return rows[:, labels:], rows[:, labels - 1]
 
 
 class Form(NamedTuple):
-    """A version of a data set: its folder and archive, the checksum of every file, and what reads a file's content.
+    """One version of a data set: its folder and archive, the checksum of each file, and the function that decodes it.
 
-    The files of the training part come in their order, that of the test part last.
+    Files are in order: those of the training part first, that of the test part last.
     """
 
     folder: str
@@ -110,7 +110,7 @@ FORMS = {
 
 
 def find(name, root):
-    """The form of a data set that is in a folder, unpacked before archived, and its path; None if there is none."""
+    """The form in which a data set lies in ``root``, and its path; unpacked forms first. None if there is none."""
     for kind in ("folder", "archive"):
         for form in FORMS[name]:
             path = root / getattr(form, kind)
@@ -122,8 +122,8 @@ def find(name, root):
 def load(name, root):
     """The classes of ``cifar10`` or ``cifar100``, then training and test part: pixels (N, 32, 32, 3) and labels (N,).
 
-    These are the same in every form. Where there is none, the python version's archive is downloaded into ``root``.
-    Raises ValueError naming the file that is missing or not as published, or where to put what cannot be downloaded.
+    All forms give the same arrays. If there is none in ``root``, the python version's archive is downloaded.
+    Raises ValueError naming a file that is missing or not as published, or, if the download fails, where to put files.
     """
     if find(name, root) is None:
         _download(name, root)
@@ -145,7 +145,7 @@ def load(name, root):
 
 
 def _joined(decoded):
-    """The parts that several files hold as pixels (N, 32, 32, 3) and labels (N,)."""
+    """The content of several files as pixels (N, 32, 32, 3) and labels (N,)."""
     pixels, labels = (np.concatenate(part) for part in zip(*decoded, strict=True))
     pixels = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return pixels, labels.astype(np.int64)
@@ -171,7 +171,7 @@ def _unpacked(path, form):
 
 
 def _archived(path, form):
-    """The files of an archive by name. Read where they are: nothing has to be written or kept in step."""
+    """The files of an archive by name, read without unpacking it to the disk."""
     wanted, contents = {f"{form.folder}/{file}": file for file in form.checksums}, {}
     try:
         with tarfile.open(path, "r:gz") as archive:
@@ -187,13 +187,13 @@ def _archived(path, form):
 
 
 def _download(name, root):
-    from torchvision import datasets  # a second to import: only where it is needed
+    from torchvision import datasets  # takes a second to import
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     cache = root / ".cache"
     try:
         with files.locked(cache / f"{name}.lock", f"{name} is being downloaded"):
-            if find(name, root) is None:  # else another process was quicker
+            if find(name, root) is None:  # otherwise another process was faster
                 datasets.utils.download_url(kind.url, cache, kind.filename, kind.tgz_md5)
                 (cache / kind.filename).replace(root / kind.filename)
     except (OSError, RuntimeError) as error:

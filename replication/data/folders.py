@@ -1,76 +1,138 @@
-"""Folders of images, one below it for each class: what is listed in them, and what of them is cached."""
+"""Folders of images, ``<part>/<class>/*``: listing them, reading them into memory, and caching what was decoded."""
 
+import hashlib
 import io
 import os
 
 import numpy as np
 from PIL import Image
 
+from replication.data.batches import Dataset, Images
 from replication.engine import files
+from replication.engine.progress import progress_bar
 
-VERSION = 1  # of the decoding: part of the key of what is cached
+CACHE_VERSION = 1  # part of every cache key: to be raised when images are decoded differently
 READING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
-def listing(folder, parts):
-    """The classes of a folder of images, and the files of each part: (path below it, label, size, time of change)."""
-    found = {}
+def load_folder(name, root, progress):
+    """The data set of small images in ``<root>/<name>/{train,test}/<class>/*``, decoded once and then cached.
+
+    Raises ValueError naming what is wrong with the folder or its images.
+    """
+    classes, listed = list_images(root / name, ("train", "test"))
+    key = hashlib.sha256(f"{CACHE_VERSION} {classes}".encode())
+    for part, members in listed.items():
+        for path, _, size, changed in members:
+            key.update(os.fsencode(f"{name}/{part}/{path} {size} {changed}\n"))
+    cache = root / ".cache" / f"{name}.npz"
+    arrays = read_cache(cache, key.hexdigest())
+    if arrays is None:
+        arrays = {}
+        total = sum(map(len, listed.values()))
+        with progress_bar(total, f"decoding {name}", "images", disable=not progress) as bar:
+            for part, members in listed.items():
+                arrays[f"{part}_pixels"] = _decode([root / name / part / path for path, *_ in members], bar)
+                arrays[f"{part}_labels"] = np.array([label for _, label, *_ in members], dtype=np.int64)
+        if arrays["train_pixels"].shape[1:] != arrays["test_pixels"].shape[1:]:
+            sizes = [_size(arrays[f"{part}_pixels"][0]) for part in listed]
+            raise ValueError(f"{root / name}: train has images of {sizes[0]}, test of {sizes[1]}: resize one")
+        try:
+            write_cache(cache, key.hexdigest(), arrays)
+        except OSError as error:
+            print(f"{cache} cannot be written ({error.__cause__ or error}): the images will be decoded anew each time")
+    parts = [Images(arrays[f"{part}_pixels"], arrays[f"{part}_labels"]) for part in listed]
+    return Dataset(name, classes, *parts)
+
+
+def _decode(paths, bar):
+    """The pixels (N, H, W, 3) of files that must be of one size."""
+    pixels = None
+    for number, path in enumerate(paths):
+        try:
+            with Image.open(path) as image:
+                decoded = np.asarray(image.convert("RGB"))
+        except READING_ERRORS as error:
+            raise ValueError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+        if pixels is None:
+            pixels = np.empty((len(paths), *decoded.shape), dtype=np.uint8)
+        if decoded.shape != pixels.shape[1:]:
+            sizes = f"{path} is {_size(decoded)}, {paths[0]} is {_size(pixels[0])}"
+            raise ValueError(f"{sizes}: resize them, all images must be of one size")
+        pixels[number] = decoded
+        bar.update()
+    return pixels
+
+
+def _size(image):
+    """Width and height of pixels (H, W, 3), for error messages."""
+    return f"{image.shape[1]}x{image.shape[0]}"
+
+
+def list_images(folder, parts):
+    """The classes of a folder of images, and for each part its files as (path below the part, label, size, mtime).
+
+    Raises ValueError for a part that is missing, an empty class, fewer than two classes, or parts that differ in these.
+    """
+    names = {}  # {part: {class: [(file, size, mtime), ...]}}
     for part in parts:
         if not (folder / part).is_dir():
             raise ValueError(f"{folder} has no folder {part}/: put its images into {folder / part}/<class>/")
-        found[part] = {name: visible(folder / part / name) for name, *_ in visible(folder / part, folders=True)}
-        for name, members in found[part].items():
+        names[part] = {name: visible(folder / part / name) for name, *_ in visible(folder / part, folders=True)}
+        for name, members in names[part].items():
             if not members:
                 raise ValueError(f"class {folder / part / name} is empty: put images into it or remove it")
     first, last = parts[0], parts[-1]
-    if set(found[first]) != set(found[last]):
+    if set(names[first]) != set(names[last]):
         raise ValueError(
             f"{folder}: {first} and {last} must have the same classes, but only {first} has "
-            f"{sorted(set(found[first]) - set(found[last]))} and only {last} has "
-            f"{sorted(set(found[last]) - set(found[first]))}: add or remove these folders"
+            f"{sorted(set(names[first]) - set(names[last]))} and only {last} has "
+            f"{sorted(set(names[last]) - set(names[first]))}: add or remove these folders"
         )
-    classes = tuple(found[first])
+    classes = tuple(names[first])
     if len(classes) < 2:
         raise ValueError(f"{folder / first} holds {len(classes)} class folders: at least 2 are needed")
-    files = {
+    listed = {
         part: [
             (f"{name}/{file}", label, size, changed)
             for label, name in enumerate(classes)
-            for file, size, changed in found[part][name]
+            for file, size, changed in names[part][name]
         ]
         for part in parts
     }
-    return classes, files
+    return classes, listed
 
 
 def visible(folder, folders=False):
-    """Names, sizes and times of change of what is in a folder and not hidden, in the order of their names."""
+    """(name, size, mtime) of the files, or only of the folders, that are not hidden, sorted by name."""
+    rows = []
     with os.scandir(folder) as entries:
-        kept = [entry for entry in entries if not entry.name.startswith(".") and (entry.is_dir() or not folders)]
-        found = []
-        for entry in kept:
+        for entry in entries:
+            if entry.name.startswith(".") or (folders and not entry.is_dir()):
+                continue
             try:
                 status = entry.stat()
-                found.append((entry.name, status.st_size, status.st_mtime_ns))
-            except OSError:  # a link that leads nowhere: reading it says so
-                found.append((entry.name, -1, 0))
-        return sorted(found)
+                rows.append((entry.name, status.st_size, status.st_mtime_ns))
+            except OSError:  # a dangling link: listed all the same, so that reading it reports it
+                rows.append((entry.name, -1, 0))
+    return sorted(rows)
 
 
 def read_cache(path, key):
-    """The arrays cached under that key; None when there are none or the files have changed since."""
+    """The arrays cached under that key; None if there are none, or if the files have changed since."""
     try:
         with np.load(io.BytesIO(files.read_sealed(path)), allow_pickle=False) as stored:
             if str(stored["key"]) == key:
                 return {name: stored[name] for name in stored.files if name != "key"}
     except FileNotFoundError:
         return None
-    except Exception as error:  # whatever numpy makes of a file that holds something else
+    except Exception as error:  # numpy raises many kinds for a file that holds something else
         print(f"{error if isinstance(error, files.DamagedError) else f'{path}: {error}'}: decoding the images again")
     return None
 
 
 def write_cache(path, key, arrays):
+    """Cache arrays, {name: array}, under a key. Raises OSError if the file cannot be written."""
     path.parent.mkdir(exist_ok=True)
     files.remove_parts(path.parent, path.name, files.ABANDONED)
     content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Photographs in ImageNet's layout, left in their files: how they are read, and made into batches (section 3.4)."""
+"""ImageNet, and folders in its layout: reading images from their files, and making batches from them (section 3.4)."""
 
 import hashlib
 import itertools
@@ -18,19 +18,19 @@ import torch
 from PIL import Image
 
 from replication.data.batches import EpochSampler, hold_out, normalize, rank_slice
-from replication.data.folders import READING_ERRORS, VERSION, listing, read_cache, visible, write_cache
+from replication.data.folders import CACHE_VERSION, READING_ERRORS, list_images, read_cache, visible, write_cache
 from replication.engine.machine import cores
 from replication.engine.progress import progress_bar
 
-CROP = 224  # the side of what an ImageNet net is trained on, in pixels
-TEST_SIDE = 256  # the shorter side that a photograph is resized to for crops at test time
-TEST_SIDES = (224, 256, 384, 480, 640)  # ... for whole photographs
-TRAIN_SIDES = (256, 480)  # ... and at random, both included, in training
-IN_A_ROW = 100  # files that cannot be read one after the other: no longer a few bad ones
+CROP = 224  # side of a net's input, in pixels
+TRAIN_SIDES = (256, 480)  # range of the shorter side in training, both included
+TEST_SIDE = 256  # shorter side for crops at test time
+TEST_SIDES = (224, 256, 384, 480, 640)  # shorter sides for multi-scale testing
+MAX_FAILURES = 100  # consecutive unreadable files: more than a few bad files, the disk may be gone
 
 
 class Files(NamedTuple):
-    """A part of a data set left in its files: ``paths`` (N,) in bytes, below the data set's folder; ``labels`` (N,)."""
+    """A part of a data set: ``paths`` (N,) as bytes, relative to the data set's folder; ``labels`` (N,) in int64."""
 
     paths: np.ndarray
     labels: np.ndarray
@@ -38,9 +38,9 @@ class Files(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ImageNet:
-    """Photographs in torchvision's ImageNet layout, ``{train,val}/<wnid>/*``, read when they are needed (section 3.4).
+    """A data set in torchvision's ImageNet layout, ``{train,val}/<wnid>/*``, read from its files when needed.
 
-    Classes are in the order of their synsets' numbers. ``test`` is the part ``val``.
+    Classes are sorted by wnid. ``test`` is the part ``val``. The interface is that of ``Dataset``.
     """
 
     name: str
@@ -48,18 +48,14 @@ class ImageNet:
     classes: tuple[str, ...]
     train: Files
     test: Files
-    fingerprint: str  # SHA-256 over classes, names and sizes of all files: to read 140 GB each time would be too slow
+    fingerprint: str  # SHA-256 over classes, names and sizes of all files: reading 140 GB every time would be too slow
     progress: bool = True
     validation: Files | None = None
     size = (CROP, CROP)
 
-    def hold_out(self, count):
-        """As ``Dataset.hold_out``."""
-        return hold_out(self, count)
-
     @property
     def folder(self):
-        """Where the files lie."""
+        """The folder of the files."""
         return self.root / self.name
 
     @cached_property
@@ -68,52 +64,58 @@ class ImageNet:
 
     @property
     def mean(self):
-        """Mean of every pixel over the training images' central crops, (224, 224, 3) in float32, units of 0 to 255.
+        """Mean of every pixel over the central crops of the training images, (224, 224, 3) in float32, from 0 to 255.
 
-        Computed once, with a bar, and cached in ``<root>/.cache``. Raises ValueError if that cannot be written, or for
-        a folder without training images.
+        Computed once, with a progress bar, and cached in ``<root>/.cache``. Raises ValueError if the cache cannot be
+        written, and for a folder without readable training images.
         """
         return self._statistics["mean"]
 
     @property
     def components(self):
-        """Principal components of the training pixels' colours, (3, 3) in float32, in units of 0 to 1.
+        """Principal components of the colours of all training pixels, (3, 3) in float32, in units of 0 to 1.
 
-        One a row, times its eigenvalue: what Krizhevsky et al. 2012 shift colours along.
+        Each row is a unit vector times its eigenvalue; Krizhevsky et al. 2012 shift colours along them.
         """
         values, vectors = np.linalg.eigh(self._statistics["covariance"])
-        vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), range(3)])  # else the sign is the library's
+        # Make the largest entry of each vector positive: its sign would otherwise depend on the library.
+        vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), range(3)])
         return (vectors * values).T[::-1].astype(np.float32)
 
+    def hold_out(self, count):
+        """``hold_out`` of this data set."""
+        return hold_out(self, count)
+
     def unreadable(self):
-        """Training files that could not be read when the mean was computed, as {path: error}."""
+        """{path: error} of training files that could not be read when the mean was computed."""
         return _failures(self._statistics)
 
-    def batches(self, batch, seed, device="cpu", share=(0, 1), **options):
+    def batches(self, batch, seed, device="cpu", share=(0, 1), iterations=None, workers=None):
         """The training batches, as ``ImageNetBatches``."""
-        return ImageNetBatches(self, batch, seed, device, share, **options)
+        return ImageNetBatches(self, batch, seed, device, share, iterations, workers)
 
     def eval_batches(self, files, device="cpu", share=(0, 1), workers=None, failed=None):
-        """What a net sees of a part in tests during training: the central crop of every photograph.
+        """A part's images for evaluation during training: the central crop of each.
 
-        Gives inputs ``(N, 3, 224, 224)`` and labels ``(N,)``, as ``Dataset.eval_batches`` does. What cannot be read is
-        left out and goes to ``failed``, {path: error}.
+        Yields inputs ``(N, 3, 224, 224)`` and labels ``(N,)``, those of a process's ``share`` as in ``Dataset``.
+        Unreadable files are left out, and added to the dict ``failed`` as {path: error}.
         """
         mean = torch.from_numpy(self.mean).to(device)
-        mine = Files(*(part[share[0] :: share[1]] for part in files))
-        for images, labels, errors in read(self, mine, central_crop, workers=workers):
+        rank, world_size = share
+        part = Files(*(column[rank::world_size] for column in files))
+        for images, labels, failures in read(self, part, central_crop, workers=workers):
             if failed is not None:
-                failed |= errors
+                failed |= failures
             if images:
                 yield normalize(torch.cat([crop for (crop,) in images]).to(device), mean), labels.to(device)
 
 
 class ImageNetBatches:
-    """The training batches of an ``ImageNet``: scaled, cropped, mirrored, less the mean, shifted in colour.
+    """Training batches of an ``ImageNet``: scaled, cropped and mirrored at random, minus the mean, colours shifted.
 
-    As ``Batches``; files are read and decoded ahead, in ``workers`` processes (None: one for each core; 0: in this one)
-    and up to ``iterations``. A file that cannot be read is replaced by the next one in their order and goes to
-    ``unreadable``, {path: error}.
+    Called as ``Batches``. Files are decoded in advance, for ``iterations`` in all (None: without end), in ``workers``
+    processes (None: one per core; 0: in this process). A file that cannot be read is replaced by the next readable one
+    and added to ``unreadable``, {path: error}.
     """
 
     def __init__(self, dataset, batch, seed, device="cpu", share=(0, 1), iterations=None, workers=None):
@@ -127,72 +129,73 @@ class ImageNetBatches:
 
     def __call__(self, iteration):
         if iteration != self._next:
-            self._iterator = _loader(self.reader, _collated, self._places(iteration), self.workers, self.mean.is_cuda)
-        pixels, labels, shifts, failed = next(self._iterator)
+            keys = self._keys(iteration)
+            self._iterator = _loader(self.reader, _collate_crops, keys, self.workers, pin_memory=self.mean.is_cuda)
+        pixels, labels, shifts, failures = next(self._iterator)
         self._next = iteration + 1
-        self.unreadable |= failed
+        self.unreadable |= failures
         device = self.mean.device
         pixels, labels, shifts = (part.to(device, non_blocking=True) for part in (pixels, labels, shifts))
         return normalize(pixels, self.mean).add_((shifts @ self.components)[:, :, None, None]), labels
 
-    def _places(self, start):
-        """Of every batch to come, the images of this process and their places in the whole training."""
-        mine = rank_slice(self.batch, self.share)
+    def _keys(self, start):
+        """For each batch from ``start`` on, this process's part: pairs of position in the whole training and image."""
+        part = rank_slice(self.batch, self.share)
         for iteration in itertools.count(start) if self.iterations is None else range(start, self.iterations):
-            places = range(iteration * self.batch, (iteration + 1) * self.batch)
-            yield list(zip(places[mine], self.indices(iteration)[mine].tolist(), strict=True))
+            positions = range(iteration * self.batch, (iteration + 1) * self.batch)
+            yield list(zip(positions[part], self.indices(iteration)[part].tolist(), strict=True))
 
 
 class _TrainingCrops(torch.utils.data.Dataset):
-    """Crops of training files; ``(place, index)`` asks for one, and its place alone says how it is altered."""
+    """Random crops of training images by (position, index); augmentation depends on seed and position alone."""
 
     def __init__(self, folder, files, seed):
         self.folder, self.files, self.seed = folder, files, seed
 
     def __getitem__(self, key):
-        place, index = key
-        generator = np.random.default_rng([self.seed, 1, place])
+        position, index = key
+        generator = np.random.default_rng([self.seed, 1, position])
         side = int(generator.integers(TRAIN_SIDES[0], TRAIN_SIDES[1] + 1))
         corner, mirrored = generator.random(2), bool(generator.integers(2))
-        shift = generator.normal(0, 0.1, 3).astype(np.float32)
-        failed, count = {}, len(self.files.paths)
-        for number in range(index, index + IN_A_ROW):
+        shift = generator.normal(0, 0.1, 3).astype(np.float32)  # of colours, along each principal component
+        failures, count = {}, len(self.files.paths)
+        for number in range(index, index + MAX_FAILURES):
             name = os.fsdecode(self.files.paths[number % count])
             try:
                 pixels = random_crop(self.folder / name, side, corner, mirrored)
             except READING_ERRORS as error:
-                failed |= [_failure(name, error)]
+                failures |= [_failure(name, error)]
                 continue
-            return pixels, self.files.labels[number % count], shift, failed
-        raise OSError(_too_many(*failed.popitem()))
+            return pixels, self.files.labels[number % count], shift, failures
+        raise OSError(_too_many(*failures.popitem()))
 
 
 def _failure(name, error):
-    """What is kept of a file that cannot be read: its name below the data set's folder, and why."""
+    """An unreadable file as it is listed: its path below the data set's folder, and the error on one line."""
     return name, f"{type(error).__name__}: {error}".replace("\n", " ").replace("\t", " ")
 
 
 def _too_many(path, error):
-    return f"{IN_A_ROW} files one after the other cannot be read, the last is {path} ({error}): is the disk there?"
+    return f"{MAX_FAILURES} files in a row cannot be read, the last is {path} ({error}): is the disk still there?"
 
 
 def random_crop(path, side, corner, mirrored):
-    """A 224 crop of the photograph with its shorter side resized to ``side``: (224, 224, 3) in uint8 (section 3.4).
+    """A 224 crop of an image whose shorter side is resized to ``side``: (224, 224, 3) in uint8 (section 3.4).
 
-    ``corner``: where it lies, 0 to 1 from top and from left. Only what the crop shows is resampled.
+    ``corner``: position of the crop from the top and from the left, 0 to 1. Only the pixels inside it are resampled.
     """
-    image, (width, height) = opened(path, side)
+    image, (width, height) = open_image(path, side)
     top, left = (int(part * (length - CROP + 1)) for part, length in zip(corner, (height, width), strict=True))
-    across, down = image.width / width, image.height / height
-    box = (left * across, top * down, (left + CROP) * across, (top + CROP) * down)
+    x, y = image.width / width, image.height / height  # pixels of the file per pixel of the resized image
+    box = (left * x, top * y, (left + CROP) * x, (top + CROP) * y)
     pixels = torch.from_numpy(np.array(image.resize((CROP, CROP), Image.Resampling.BILINEAR, box=box)))
     return pixels.flip(1) if mirrored else pixels
 
 
-def opened(path, side):
-    """A photograph in RGB, and the (width, height) at which its shorter side is ``side``.
+def open_image(path, side):
+    """An image in RGB, and the (width, height) at which its shorter side is ``side``.
 
-    JPEG is decoded at a half, a quarter or an eighth of its size where that is still enough: much faster.
+    JPEG is decoded at a half, a quarter or an eighth of its size if that is still large enough, which is much faster.
     """
     with Image.open(path) as image:
         width, height = image.size
@@ -201,116 +204,111 @@ def opened(path, side):
         return image.convert("RGB"), size
 
 
-def resized(image, side):
-    """A photograph with its shorter side resized to ``side``."""
+def resize(image, side):
+    """An image with its shorter side resized to ``side``."""
     from torchvision.transforms.v2 import functional as v2
 
     return v2.resize(image, [side])
 
 
 def central_crop(image):
-    """The central 224 crop of a photograph with a shorter side of 256: one view (1, 224, 224, 3) in uint8."""
+    """The central 224 crop of an image whose shorter side is resized to 256: one view (1, 224, 224, 3) in uint8."""
     from torchvision.transforms.v2 import functional as v2
 
-    return [v2.pil_to_tensor(v2.center_crop(resized(image, TEST_SIDE), [CROP])).permute(1, 2, 0)[None]]
+    return [v2.pil_to_tensor(v2.center_crop(resize(image, TEST_SIDE), [CROP])).permute(1, 2, 0)[None]]
 
 
 def read(dataset, files, view, batch=32, workers=None):
-    """Read the files of a part in their order: lists of the views of up to ``batch`` photographs, labels, failures.
+    """Read the files of a part in order; yields views of up to ``batch`` images, labels and failures.
 
-    ``view(image)``: the tensors of views (k, H, W, 3) in uint8 to be seen of a photograph in RGB, made in ``workers``
-    processes (None: one for each core; 0: in this one). Labels are a tensor (N,), failures {path: error} of the files
-    that cannot be read and are left out.
-    Raises OSError when so many files fail one after the other that these are no longer a few bad ones.
+    ``view(image)``: a list of tensors of views, (k, H, W, 3) in uint8, of an image in RGB; called in ``workers``
+    processes (None: one per core; 0: in this process). Views are a list with that list for each image, labels a tensor
+    (N,), failures {path: error} of unreadable files, which are left out.
+    Raises OSError after ``MAX_FAILURES`` unreadable files in a row.
     """
-    for pixels, shapes, labels, failed in _batches(dataset, files, view, _packed, batch, workers):
+    for pixels, shapes, labels, failures in _read_batches(dataset, files, view, _collate_views, batch, workers):
         parts = iter(pixels.split([math.prod(shape) for views in shapes for shape in views]))
-        yield [[next(parts).view(shape) for shape in views] for views in shapes], torch.tensor(labels), failed
+        yield [[next(parts).view(shape) for shape in views] for views in shapes], torch.tensor(labels), failures
 
 
-def _batches(dataset, files, view, collated, batch=32, workers=None):
-    """What ``collated`` makes of each batch of samples, and its failures; stops a run of failures."""
-    import torchvision.transforms.v2  # noqa: F401 (here, once, and not in every worker anew)
+def _read_batches(dataset, files, view, collate, batch=32, workers=None):
+    """For each batch, what ``collate`` makes of it, and {path: error}; ``collate`` gives failures as its last item."""
+    import torchvision.transforms.v2  # noqa: F401 (once here, rather than in every worker)
 
     indices = range(len(files.labels))
-    places = (list(indices[start : start + batch]) for start in indices[::batch])
+    batches = (list(indices[start : start + batch]) for start in indices[::batch])
     reader, in_a_row = _Views(dataset.folder, files, view), 0
-    for *content, failures in _loader(reader, collated, places, workers):
-        failed = dict(found for found in failures if found is not None)
-        for found in failures:
-            in_a_row = 0 if found is None else in_a_row + 1
-            if in_a_row == IN_A_ROW:
-                raise OSError(_too_many(*found))
-        yield *content, failed
+    for *content, failures in _loader(reader, collate, batches, workers):
+        for failure in failures:  # None for each image that was read
+            in_a_row = 0 if failure is None else in_a_row + 1
+            if in_a_row == MAX_FAILURES:
+                raise OSError(_too_many(*failure))
+        yield *content, dict(failure for failure in failures if failure is not None)
 
 
 class _Views(torch.utils.data.Dataset):
+    """The views of images, their labels, and failures."""
+
     def __init__(self, folder, files, view):
         self.folder, self.files, self.view = folder, files, view
 
     def __getitem__(self, index):
         path = os.fsdecode(self.files.paths[index])
         try:
-            image, _ = opened(self.folder / path, max(TEST_SIDES))
+            image, _ = open_image(self.folder / path, max(TEST_SIDES))
             return self.view(image), self.files.labels[index], None
         except READING_ERRORS as error:
             return None, self.files.labels[index], _failure(path, error)
 
 
-def _packed(samples):
-    """All views of a batch in one tensor: what comes from a worker takes one file descriptor, not one for each view."""
-    seen = [(views, label) for views, label, _ in samples if views is not None]
-    pixels = [view.flatten() for views, _ in seen for view in views]
-    shapes, labels = [[view.shape for view in views] for views, _ in seen], [int(label) for _, label in seen]
-    return torch.cat(pixels) if pixels else torch.empty(0), shapes, labels, [found for *_, found in samples]
+def _collate_views(samples):
+    """All views of a batch in one tensor: each tensor that a worker sends takes a file descriptor."""
+    readable = [(views, label) for views, label, _ in samples if views is not None]
+    pixels = [view.flatten() for views, _ in readable for view in views]
+    shapes = [[view.shape for view in views] for views, _ in readable]
+    labels = [int(label) for _, label in readable]
+    return torch.cat(pixels) if pixels else torch.empty(0), shapes, labels, [failure for *_, failure in samples]
 
 
-def _collated(samples):
-    pixels, labels, shifts, failed = zip(*samples, strict=True)
-    failed = {path: error for errors in failed for path, error in errors.items()}
-    return torch.stack(pixels), torch.tensor(np.array(labels)), torch.from_numpy(np.stack(shifts)), failed
-
-
-class _Places(torch.utils.data.Sampler):
-    def __init__(self, places):
-        self.places = places
-
-    def __iter__(self):
-        return iter(self.places)
+def _collate_crops(samples):
+    pixels, labels, shifts, failures = zip(*samples, strict=True)
+    failures = {path: error for each in failures for path, error in each.items()}
+    return torch.stack(pixels), torch.tensor(np.array(labels)), torch.from_numpy(np.stack(shifts)), failures
 
 
 def _ignore_interrupts(_):
-    """The process that trains ends its readers: before, it may have an iteration to finish with what they read."""
+    """Workers end with the training process, which finishes its iteration on an interrupt and needs them for that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _loader(reader, collated, places, workers=None, pinned=False):
+def _loader(reader, collate, batches, workers=None, pin_memory=False):
+    """An iterator over what ``collate`` makes of the samples of ``reader``, for each list of keys in ``batches``."""
     if multiprocessing.current_process().daemon:
-        workers = 0  # as the processes of a Dask worker are: they may start no others
+        workers = 0  # daemonic processes, such as Dask's workers, may not start others
     loader = torch.utils.data.DataLoader(
         reader,
-        batch_sampler=_Places(places),
-        collate_fn=collated,
+        batch_sampler=batches,
+        collate_fn=collate,
         num_workers=cores() if workers is None else workers,
-        pin_memory=pinned,
+        pin_memory=pin_memory,
         worker_init_fn=_ignore_interrupts,
     )
     with warnings.catch_warnings():
-        # Python 3.12 and later warn of every fork in a process with threads; these children only read files.
+        # Python 3.12 and later warn about a fork in a process with threads; these children only read files.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         return iter(loader)
 
 
 def load(name, root, progress=True):
-    """The data set in the folder of that name; raises ValueError naming what is wrong with its parts and classes."""
+    """The data set ``<root>/<name>``. Raises ValueError naming what is wrong with its parts and classes."""
     folder = root / name
-    # Whoever only tests nets of others needs no training images.
+    # Testing weights of others needs no training images.
     parts = ("train", "val") if (folder / "train").is_dir() else ("val",)
     if (folder / "val").is_dir() and not visible(folder / "val", folders=True):
         raise ValueError(
             f"{folder / 'val'} has no folders <wnid>/: sort its images into them, as torchvision.datasets.ImageNet does"
         )
-    classes, listed = listing(folder, parts)
+    classes, listed = list_images(folder, parts)
     digest = hashlib.sha256(repr(classes).encode())
     files = {"train": Files(np.array([], dtype="S1"), np.array([], dtype=np.int64))}
     for part in parts:
@@ -322,12 +320,15 @@ def load(name, root, progress=True):
 
 
 def _statistics(dataset):
-    """Mean of every pixel, covariance of colours, and unreadable files: in integers, so in whatever order, exact."""
+    """Mean of every pixel, covariance of colours, and unreadable files, from the cache if possible.
+
+    Sums are integers, so the result does not depend on their order.
+    """
     count = len(dataset.train.labels)
     if not count:
         raise ValueError(f"{dataset.folder} has no folder train/: the mean of its images is needed")
     cache = dataset.root / ".cache" / f"{dataset.name}-{count}.npz"
-    key = f"{VERSION} {dataset.fingerprint} {count}"
+    key = f"{CACHE_VERSION} {dataset.fingerprint} {count}"
     arrays = read_cache(cache, key)
     if arrays is not None and not any(_readable(dataset.folder / name) for name in _failures(arrays)):
         return arrays
@@ -336,78 +337,78 @@ def _statistics(dataset):
         cache.with_suffix(".test").unlink()
     except OSError as error:
         raise ValueError(
-            f"{cache} cannot be written ({error.__cause__ or error}), and to read {count:,} images again each time "
-            f"would take too long: let {dataset.root} be a folder that can be written to, with a symbolic link to the "
-            "images in it"
+            f"{cache} cannot be written ({error.__cause__ or error}), and reading {count:,} images again each time "
+            f"would take too long: make {dataset.root} a writable folder, with a symbolic link to the images in it"
         ) from error
-    total, products, seen, unreadable = np.zeros((CROP, CROP, 3), np.int64), np.zeros((3, 3), np.int64), 0, {}
+    total, products, images, unreadable = np.zeros((CROP, CROP, 3), np.int64), np.zeros((3, 3), np.int64), 0, {}
     with progress_bar(count, f"mean of {dataset.name}", "images", disable=not dataset.progress) as bar:
-        for pixels, colours, number, failed in _batches(dataset, dataset.train, central_crop, _summed):
+        for pixels, colours, readable, failures in _read_batches(dataset, dataset.train, central_crop, _collate_sums):
             total += pixels.numpy()
             products += colours
-            seen += number
-            unreadable |= failed
-            bar.update(number + len(failed))
-    if not seen:
+            images += readable
+            unreadable |= failures
+            bar.update(readable + len(failures))
+    if not images:
         name, error = unreadable.popitem()
         raise ValueError(f"none of the {count:,} training files of {dataset.folder} can be read, {name}: {error}")
-    mean = total / seen
+    mean = total / images
     colour = mean.mean((0, 1))
-    covariance = (products / (seen * CROP * CROP) - np.outer(colour, colour)) / 255**2
+    covariance = (products / (images * CROP * CROP) - np.outer(colour, colour)) / 255**2
     lines = np.array([f"{name}\t{error}" for name, error in unreadable.items()], dtype=str)
     arrays = {"mean": mean.astype(np.float32), "covariance": covariance, "unreadable": lines}
     write_cache(cache, key, arrays)
     return arrays
 
 
-def _summed(samples):
-    """Of a batch of central crops: sums of pixels, sums of products of colours, their number."""
-    total, products, seen = torch.zeros(CROP, CROP, 3, dtype=torch.int64), np.zeros((3, 3), np.int64), 0
+def _collate_sums(samples):
+    """Sums over a batch of central crops: pixels, products of colours, number of images; and failures."""
+    total, products, images = torch.zeros(CROP, CROP, 3, dtype=torch.int64), np.zeros((3, 3), np.int64), 0
     for views, _, _ in samples:
         if views is not None:
             total += views[0][0]
-            colours = views[0].numpy().reshape(-1, 3).astype(np.float64)  # whole numbers and their sums are exact in it
+            colours = views[0].numpy().reshape(-1, 3).astype(np.float64)  # holds integers of this size exactly
             products += (colours.T @ colours).astype(np.int64)
-            seen += 1
-    return total, products, seen, [found for *_, found in samples]
+            images += 1
+    return total, products, images, [failure for *_, failure in samples]
 
 
 def _failures(arrays):
+    """{path: error} from the lines in which unreadable files are cached."""
     return dict(line.split("\t", 1) for line in arrays["unreadable"].tolist())
 
 
 def _readable(path):
     try:
-        opened(path, TEST_SIDE)
+        open_image(path, TEST_SIDE)
     except READING_ERRORS:
         return False
     return True
 
 
-SMOKE_TEST = {"classes": 6, "train": 12, "val": 1}  # the last two: photographs a class
+SMOKE_TEST = {"classes": 6, "train": 12, "val": 1}  # the last two: images per class
 
 
 def make_smoke_test(folder):
-    """A small folder in ImageNet's layout: drawn photographs of varied sizes, a sixth of them grey and a sixth CMYK."""
+    """Create a small folder in ImageNet's layout: stripes of varied sizes, a sixth of them grey and a sixth CMYK."""
     generator = np.random.default_rng(0)
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    for place in range(SMOKE_TEST["classes"]):
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    for label in range(SMOKE_TEST["classes"]):
         for name in ("train", "val"):
-            target = part / name / f"n{place + 1:08}"
+            target = temporary / name / f"n{label + 1:08}"
             target.mkdir(parents=True)
             for number in range(SMOKE_TEST[name]):
                 width, height = generator.integers(240, 520, 2)
                 across, down = np.meshgrid(np.arange(width), np.arange(height))
-                angle = np.pi * place / SMOKE_TEST["classes"] + generator.normal(0, 0.1)
+                angle = np.pi * label / SMOKE_TEST["classes"] + generator.normal(0, 0.1)
                 phase = (across * np.cos(angle) + down * np.sin(angle)) / generator.uniform(8, 14)
                 colour = generator.uniform(60, 180, 3)
                 pixels = colour + 60 * np.sin(phase)[..., None] + generator.normal(0, 12, (height, width, 3))
                 image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-                mode = {0: "L", 1: "CMYK"}.get((number + place) % 6, "RGB")
+                mode = {0: "L", 1: "CMYK"}.get((number + label) % 6, "RGB")
                 image.convert(mode).save(target / f"{target.name}_{number}.JPEG")
     try:
-        part.rename(folder)
+        temporary.rename(folder)
     except OSError:
-        shutil.rmtree(part)
-        if not folder.is_dir():  # else another process was quicker
+        shutil.rmtree(temporary)
+        if not folder.is_dir():  # otherwise another process was faster
             raise

@@ -15,6 +15,7 @@ import pandas as pd
 
 from replication.engine import checkpoint, files
 from replication.engine.files import DamagedError
+from replication.measure import SIGNALS
 from replication.recipes import RECIPES, own_recipe
 from replication.runs import RETIRED, Run
 
@@ -28,7 +29,6 @@ SUMS = "SHA256SUMS"  # checksums of a record's files, as ``sha256sum --check`` r
 LINES = r"(?:[0-9a-f]{64}  [\w.-]+\n)+"  # its whole text
 # What must be equal for errors to be comparable; the images themselves by their fingerprint.
 CONDITIONS = ("dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "bn_batch")
-SIGNALS = ("response_std", "signal_variance", "gradient_norm", "weight_norm", "residual_ratio")
 COLUMNS = ("iteration", "lr", "train_error", "train_loss", "test_error", "test_loss", "seconds")
 
 

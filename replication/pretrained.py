@@ -1,0 +1,288 @@
+"""Weights from files: those that others trained, and the ImageNet errors of nets, measured once and then kept."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import torch
+
+from replication import data as datasets
+from replication import evaluate, measure, runs
+from replication.data.batches import normalize
+from replication.engine import files
+from replication.evaluate import EVAL_PROTOCOLS, NormalizedNet
+from replication.models import BasicBlock, NetName, ZeroPadding
+from replication.runs.records import ended, json_text, read_json
+
+TORCHVISION = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # input normalization of its nets
+OPTIONS = ("net", "path", "inputs", "zeros", "stride_on")
+
+
+def load_weights(net, path, zeros="behind"):
+    """Load a checkpoint trained by others into ``net``, and return the net.
+
+    The file may hold the weights alone, or under ``state_dict`` or ``model``; their names may begin with ``module.``,
+    and the classifier may be called ``linear``. ``zeros``: where the checkpoint's net has the zero channels of shortcut
+    A, "behind" the identity, as here, or "around" it, half on either side, as many CIFAR nets do. Such weights would
+    load unchanged but compute something else, so their channels are reordered.
+    Raises ValueError if the file holds no weights, or those of a different net.
+    """
+    if zeros not in ("behind", "around"):
+        raise ValueError(f"zeros {zeros!r}: choose 'behind' or 'around', where the file's net has shortcut A's zeros")
+    weights, expected = _read_weights(path), net.state_dict()
+    # Torch added this counter to batch norm after some checkpoints were made; errors do not depend on it.
+    counters = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
+    weights = counters | weights
+    problems = [f"{name} is missing" for name in expected if name not in weights]
+    problems += [f"{name} is unknown" for name in weights if name not in expected]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"{path} holds the weights of another net: {'; '.join(problems[:5])}{more}")
+    net.load_state_dict(_move_zeros_behind(net, weights) if zeros == "around" else weights)
+    return net
+
+
+def _read_weights(path):
+    """The tensors of a checkpoint by name, named as in ``replication.models``."""
+    try:
+        stored = files.load(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not a file of weights alone, as torch.save(net.state_dict()) writes it: {error}"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
+            stored = stored[key]
+    if not isinstance(stored, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in stored.items()
+    ):
+        raise ValueError(f"{path} holds no weights: expected tensors by name, alone or under 'state_dict' or 'model'")
+    return {re.sub(r"^linear\.", "fc.", name.removeprefix("module.")): value for name, value in stored.items()}
+
+
+def _move_zeros_behind(net, weights):
+    """Reorder the channels of weights trained with shortcut A's zeros around the identity, to have them behind it."""
+    weights = dict(weights)
+    order = list(range(net.conv1.out_channels))  # for each of our channels, its index in the checkpoint
+    for name, block in net.named_modules():
+        if not isinstance(block, BasicBlock):
+            continue
+        weights[f"{name}.conv1.weight"] = weights[f"{name}.conv1.weight"][:, order]
+        if isinstance(block.downsample, ZeroPadding):
+            zeros_before = block.downsample.extra // 2
+            identity = [zeros_before + channel for channel in order]
+            order = identity + sorted(set(range(block.conv2.out_channels)) - set(identity))
+        weights[f"{name}.conv2.weight"] = weights[f"{name}.conv2.weight"][order]
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            weights[f"{name}.bn2.{part}"] = weights[f"{name}.bn2.{part}"][order]
+    weights["fc.weight"] = weights["fc.weight"][:, order]
+    return weights
+
+
+def check_options(label, options, imagenet):
+    """The options of ``load_net`` with defaults filled in, the net as a ``NetName``; raises as ``load_net`` does."""
+    if not isinstance(options, dict):
+        raise TypeError(f"weights {label!r}: give its options, such as {{'net': 'resnet-20', 'path': 'file.pth'}}")
+    try:
+        for option in options:
+            runs.choice("option", option, OPTIONS)
+        net = NetName.parse(options.get("net"), imagenet)
+        complete = {"net": net, "path": options.get("path"), "zeros": "behind", "variant": {}}
+        complete["inputs"] = runs.choice("inputs", options.get("inputs", "torchvision"), ("torchvision", "ours"))
+        if imagenet and net.depth >= 50:
+            stride_on = runs.choice("stride_on", options.get("stride_on"), ("1x1", "3x3"))
+            complete["variant"] = {"stride_on": stride_on}
+        if net.residual and net.shortcut == "A" and not imagenet:
+            complete["zeros"] = runs.choice("zeros", options.get("zeros"), ("behind", "around"))
+        if not isinstance(complete["path"], str) or not Path(complete["path"]).is_file():
+            raise ValueError(f"path {complete['path']!r}: there is no such file")
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"weights {label!r}: {error}") from error
+    return complete
+
+
+def load_net(label, options, dataset):
+    """A net with weights trained by others, to be tested on ``dataset``: a ``NormalizedNet`` on this machine's device.
+
+    options: ``net``, a name of the paper's; ``path`` of the checkpoint; ``inputs``, "torchvision" (the default: each
+    channel minus a mean, divided by a standard deviation) or "ours"; for CIFAR nets with shortcut A ``zeros``, "behind"
+    or "around", as in ``load_weights``; for bottlenecks ``stride_on``, "1x1" or "3x3", as in ``models.Bottleneck``. The
+    last two are required where they apply: weights load either way, but give garbage with the wrong one.
+    Raises ValueError or TypeError naming the label and what is wrong.
+    """
+    options = check_options(label, options, datasets.is_imagenet(dataset.name))
+    device = _device()
+    net = options["net"].build(len(dataset.classes), **options["variant"]).to(device)
+    try:
+        load_weights(net, options["path"], options["zeros"])
+    except ValueError as error:
+        raise ValueError(f"weights {label!r}: {error}") from error
+    if options["inputs"] == "ours":
+        return NormalizedNet(net, torch.from_numpy(dataset.mean).to(device))
+    mean, std = (torch.tensor(TORCHVISION[part], device=device) for part in ("mean", "std"))
+    return NormalizedNet(net, 255 * mean, std)
+
+
+def errors_of_others(weights, dataset, data="data", precision="float32"):
+    """Single-view test errors in percent of weights trained by others, on a data set of small images.
+
+    weights: {label: options of ``load_net``}. Returns [{"net": label, "parameters": ..., "test_error": ...}].
+    """
+    check((), weights=weights, imagenet=False)
+    if not weights:
+        return []
+    loaded, rows = datasets.load(dataset, data), []
+    pixels, labels = (torch.from_numpy(part).split(500) for part in loaded.test)
+    for label, options in weights.items():
+        net, mean, std = load_net(label, options, loaded)
+        device = mean.device
+        batches = [
+            (normalize(images.to(device), mean, std), classes.to(device))
+            for images, classes in zip(pixels, labels, strict=True)
+        ]
+        with evaluate.deterministic():
+            error, _ = evaluate.single_view(net, batches, device, precision)
+        rows.append({"net": label, "parameters": measure.parameters(net), "test_error": error})
+    return rows
+
+
+def check(nets, ways=tuple(EVAL_PROTOCOLS), ensemble=(), weights=None, imagenet=True):
+    """Raise ValueError or TypeError for arguments that ``evaluations`` would refuse, before the nets are trained."""
+    for way in runs.a_list("ways", ways):
+        runs.choice("way", way, EVAL_PROTOCOLS)
+    if not isinstance(ensemble, list | tuple):
+        raise TypeError(f"ensemble {ensemble!r}: give a list of nets, such as ['resnet-34', 'resnet-50']")
+    if not isinstance(weights, dict | None):
+        raise TypeError(
+            f"weights {weights!r}: give options by label, such as {{'theirs': {{'net': ..., 'path': ...}}}}"
+        )
+    for net in ensemble:
+        runs.choice("net of the ensemble", net, nets)
+    for label, options in (weights or {}).items():
+        if not isinstance(label, str) or label == "ensemble" or label.startswith(("plain-", "resnet-")):
+            raise ValueError(f"weights {label!r}: choose a label that no net of ours has, such as 'theirs'")
+        check_options(label, options, imagenet)
+
+
+def evaluations(
+    records,
+    dataset,
+    data="data",
+    weights=None,
+    ensemble=(),
+    ways=tuple(EVAL_PROTOCOLS),
+    precision="float32",
+    folder="results",
+):
+    """Errors on an ``ImageNet`` of runs, of weights trained by others and of an ensemble of runs (Tables 2 to 5).
+
+    Returns {name: {way: {"top1": ..., "top5": ...}, "images": ..., "unreadable": ..., ...}}, errors in percent. Names
+    are run ids, the labels of ``weights`` ({label: options of ``load_net``}) and "ensemble". ``ways``: keys of
+    ``EVAL_PROTOCOLS``. ``ensemble``: names of nets; the first run of each is a member.
+
+    Each error is measured once. A run's are kept in ``evaluation.json`` beside its record, all others in
+    ``<folder>/evaluations.json``; they are measured again when weights, images or precision change. A line is printed
+    for what can be neither read nor measured, because its weights or the images are not on this machine.
+    Raises ValueError or TypeError for unknown ways, invalid options, and members of the ensemble without a run.
+    """
+    check([record.run.net for record in records], ways, ensemble, weights)
+    records, diverged = ended(records)
+    for net in diverged:
+        print(f"{net}: a run that diverged is not tested")
+    own = {record.run.id: record for record in records}
+    sources = own | (weights or {})
+    nets = {name: [name] for name in sources}  # whose scores are averaged
+    first = {record.run.net: record.run.id for record in reversed(records)}
+    if members := [first[net] for net in ensemble if net in first]:
+        nets["ensemble"] = members
+    images = datasets.load(dataset, data) if datasets.present(dataset, data) else None
+
+    path = Path(folder) / "evaluations.json"
+    stored = read_json(path) | {name: record.evaluation for name, record in own.items()}
+    results, measurable = {}, set()
+    for name, members in nets.items():
+        conditions = _conditions(name, [sources[member] for member in members], images, precision)
+        results[name] = stored[name] if _applies(stored.get(name), conditions) else conditions
+        if images is None or conditions["weights"] is None:
+            gone = "images are" if images is None else "weights are"
+            skipped = [way for way in ways if way not in results[name]]
+            for way in skipped:
+                print(f"{name}: not tested by {way}, since its {gone} not here")
+        else:
+            measurable.add(name)
+    for way in ways:
+        pending = {name: nets[name] for name in nets if name in measurable and way not in results[name]}
+        if pending:
+            for name, measured in _measure(pending, sources, images, way, precision).items():
+                results[name] = results[name] | measured
+            _save({name: results[name] for name in pending}, own, path)
+    return {name: result for name, result in results.items() if set(ways) & set(result)}
+
+
+def _conditions(name, sources, images, precision):
+    """What an evaluation depends on; None for what is not on this machine, or does not apply."""
+    paths = [Path(source["path"]) if isinstance(source, dict) else source.weights for source in sources]
+    return {
+        "precision": precision,
+        "weights": _digest(paths),
+        "options": sources[0] if isinstance(sources[0], dict) else None,
+        "fingerprint": images.fingerprint if images else None,
+        "members": [source.run.id for source in sources] if name == "ensemble" else None,
+    }
+
+
+def _applies(evaluation, conditions):
+    """Whether a stored evaluation was made under these conditions, as far as these are known."""
+    return bool(evaluation) and all(
+        evaluation.get(key) == value for key, value in conditions.items() if value is not None
+    )
+
+
+def _measure(pending, sources, images, way, precision):
+    """Measure {name: [keys of ``sources``]} by one protocol: what to add to the evaluation of each name."""
+    keys = dict.fromkeys(key for members in pending.values() for key in members)
+    nets = {key: _load_source(key, sources[key], images) for key in keys}
+    entries = {name: [nets[key] for key in members] for name, members in pending.items()}
+    errors, unreadable = evaluate.errors(entries, images, way, precision)
+    for path, error in unreadable.items():
+        print(f"{images.folder / path} cannot be read and is left out: {error}")
+    counts = {"images": len(images.test.labels) - len(unreadable), "unreadable": len(unreadable)}
+    return {name: {way: errors[name]} | counts for name in pending}
+
+
+def _load_source(name, source, images):
+    """The net of a record, or that of the options of ``load_net``."""
+    if isinstance(source, dict):
+        return load_net(name, source, images)
+    net = load_weights(source.run.name.build(len(images.classes)), source.weights)
+    mean = torch.from_numpy(images.hold_out(source.run.holdout).mean)
+    return NormalizedNet(net.to(_device()), mean.to(_device()))
+
+
+def _save(evaluations, own, path):
+    for name in evaluations.keys() & own.keys():
+        files.write(own[name].folder / "evaluation.json", json_text(evaluations[name]))
+    others = {name: evaluation for name, evaluation in evaluations.items() if name not in own}
+    if others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, json_text(read_json(path) | others))
+
+
+def _digest(paths):
+    """SHA-256 over files of weights; None if one is missing."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if path is None or not path.is_file():
+            return None
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _device():
+    return "cuda" if torch.cuda.is_available() else "cpu"

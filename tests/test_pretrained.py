@@ -1,0 +1,230 @@
+"""Weights trained by others, and stored evaluations."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from replication import Run, data, evaluate, models, pretrained
+from replication.runs import records as kept
+
+
+class ZerosAround(nn.Module):
+    """Shortcut A as widely used CIFAR nets have it: half of the zero channels before the identity, half behind it."""
+
+    def __init__(self, extra):
+        super().__init__()
+        self.half = extra // 2
+
+    def forward(self, x):
+        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.half, self.half))
+
+
+def of_others(zeros, depth=14):
+    """A net as others build it, with weights and statistics that are nowhere trivial."""
+    torch.manual_seed(3)
+    net = models.cifar_net(depth)
+    if zeros == "around":
+        net.layer2[0].downsample, net.layer3[0].downsample = ZerosAround(16), ZerosAround(32)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    net(torch.randn(16, 3, 32, 32))
+    return net.eval()
+
+
+@pytest.mark.parametrize("zeros", ["behind", "around"])
+def test_weights_of_either_kind_of_shortcut_a_give_their_own_logits(tmp_path, zeros):
+    theirs = of_others(zeros)
+    names = {name.replace("fc.", "linear."): value for name, value in theirs.state_dict().items()}
+    old = {f"module.{name}": value for name, value in names.items() if "num_batches" not in name}
+    torch.save({"state_dict": old, "epoch": 200, "best_prec1": 91.7}, tmp_path / "checkpoint.th")
+    images = torch.randn(4, 3, 32, 32)
+    ours = pretrained.load_weights(models.cifar_net(14), tmp_path / "checkpoint.th", zeros=zeros).eval()
+    other = "around" if zeros == "behind" else "behind"
+    garbage = pretrained.load_weights(models.cifar_net(14), tmp_path / "checkpoint.th", zeros=other).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images))
+        assert not torch.allclose(garbage(images), theirs(images), atol=0.1)
+
+
+def test_torchvisions_files_load(tmp_path):
+    theirs = torchvision.models.resnet18()
+    torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
+    net = pretrained.load_weights(models.imagenet_net(18), tmp_path / "resnet18.pth")
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in net.state_dict().items())
+
+
+class Hostile:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (Hostile(), "is not a file of weights alone"),
+        ([1, 2], "holds no weights"),
+        ({"state_dict": {"conv1.weight": 1}}, "holds no weights"),
+        (models.cifar_net(20).state_dict(), "layer1.2.conv1.weight is unknown"),
+        (models.cifar_net(8).state_dict(), "layer1.1.conv1.weight is missing.*; and 25 more"),
+        (models.cifar_net(14, classes=100).state_dict(), r"fc.weight is \(100, 64\), not \(10, 64\)"),
+    ],
+)
+def test_other_files_are_refused_and_leave_the_net_as_it_was(tmp_path, stored, message, capsys):
+    torch.save(stored, tmp_path / "file.pt")
+    net = models.cifar_net(14)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        pretrained.load_weights(net, tmp_path / "file.pt")
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    torch.save(models.cifar_net(14).state_dict(), tmp_path / "file.pt")
+    (tmp_path / "file.pt").write_bytes((tmp_path / "file.pt").read_bytes()[:5000])
+    with pytest.raises(ValueError, match="is not a file of weights alone"):
+        pretrained.load_weights(models.cifar_net(14), tmp_path / "file.pt")
+    with pytest.raises(ValueError, match="zeros 'front': choose 'behind' or 'around'"):
+        pretrained.load_weights(models.cifar_net(14), tmp_path / "file.pt", zeros="front")
+
+
+def test_weights_of_others_are_a_row_of_their_own(tmp_path):
+    net, digits = models.cifar_net(8).eval(), data.load("digits")
+    torch.save({"state_dict": {f"module.{name}": value for name, value in net.state_dict().items()}}, tmp_path / "a.th")
+    options = {"net": "resnet-8", "path": str(tmp_path / "a.th"), "zeros": "behind"}
+    weights = {"theirs": options, "ours": options | {"inputs": "ours"}}
+    theirs, ours = pretrained.errors_of_others(weights, "digits")
+    assert ours["test_error"] == evaluate.single_view(net, digits.eval_batches(digits.test))[0]
+    pixels, labels = digits.test
+    mean, deviations = (np.array(v, dtype=np.float32) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        logits = net(torch.from_numpy((pixels / np.float32(255) - mean) / deviations).permute(0, 3, 1, 2))
+    wrong = logits.argmax(1).numpy() != labels
+    assert theirs["test_error"] == pytest.approx(100 * wrong.mean(), abs=0.3)
+    assert theirs["test_error"] != ours["test_error"]
+    assert theirs["parameters"] == sum(value.numel() for value in net.parameters())
+
+
+@pytest.mark.parametrize("label", ["resnet-50", "plain-20", "ensemble", 3])
+def test_a_label_that_a_net_of_ours_may_have_is_refused(label):
+    with pytest.raises(ValueError, match=f"weights {label!r}: choose a label"):
+        pretrained.errors_of_others({label: {}}, "digits")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "net None"),
+        ({"net": "resnet-8"}, "zeros None: choose behind, around"),
+        ({"net": "resnet-8", "zeros": "behind"}, "path None: there is no such file"),
+        ({"net": "resnet-8", "zeros": "behind", "path": "nowhere.pth"}, "path 'nowhere.pth': there is no such file"),
+        ({"net": "resnet-9", "zeros": "behind"}, "depth 9"),
+        ({"nett": "resnet-8"}, "option 'nett': choose net.*did you mean 'net'"),
+        ({"net": "resnet-8", "zeros": "behind", "inputs": "theirs"}, "inputs 'theirs': choose torchvision, ours"),
+        ("file.pth", "give its options"),
+    ],
+)
+def test_what_is_missing_of_weights_of_others_is_said(options, message):
+    with pytest.raises((TypeError, ValueError), match=f"weights 'x': .*{message}"):
+        pretrained.errors_of_others({"x": options}, "digits")
+
+
+def test_the_place_of_a_bottlenecks_stride_must_be_said(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"")
+    options = {"net": "resnet-50", "path": str(tmp_path / "a.pth")}
+    with pytest.raises(ValueError, match="weights 'x': stride_on None: choose 1x1, 3x3"):
+        pretrained.check(["resnet-50"], weights={"x": options})
+    pretrained.check(["resnet-50"], weights={"x": options | {"stride_on": "3x3"}})
+
+
+def test_unknown_ways_and_members_are_refused():
+    with pytest.raises(ValueError, match=r"way '12-crop': choose .*, multi-scale \(did you mean '10-crop'"):
+        pretrained.check(["resnet-18"], ways=["12-crop"])
+    with pytest.raises(ValueError, match="net of the ensemble 'resnet-34': choose resnet-18"):
+        pretrained.check(["resnet-18"], ensemble=["resnet-34"])
+
+
+def made_record(net, dataset, results, seed=0):
+    """A record as a run leaves it, of a net that was not trained."""
+    run = Run(net, dataset.name, schedule=1e-5, seed=seed)
+    folder = run.folder(results)
+    folder.mkdir(parents=True)
+    torch.manual_seed(seed)
+    torch.save(run.name.build(len(dataset.classes)).state_dict(), folder / "weights.pt")
+    (folder / "run.json").write_text(kept.run_text(run, dataset.fingerprint))
+    for name in ("environment.json", "history.csv"):
+        (folder / name).write_text("")
+    kept.write_summary(folder, {"iterations": 6, "test_error": 50.0})
+    return kept.finished(run, results)
+
+
+def test_evaluations_are_kept_beside_their_records(photographs, tmp_path, monkeypatch, capsys):
+    dataset = data.load("imagenet-small", photographs)
+    records = [made_record("resnet-18", dataset, tmp_path, seed) for seed in (0, 1)]
+    first, second = (record.run.id for record in records)
+    weights = {"theirs": {"net": "resnet-18", "path": str(records[1].folder / "weights.pt"), "inputs": "ours"}}
+    arguments = {"data": photographs, "weights": weights, "ensemble": ["resnet-18"], "ways": ["centre crop"]}
+
+    def evaluations(**changed):
+        return pretrained.evaluations(records, dataset.name, folder=tmp_path / "notebook", **(arguments | changed))
+
+    found = evaluations()
+    assert set(found) == {"theirs", "ensemble", first, second}
+    assert found["theirs"]["centre crop"] == found[second]["centre crop"]
+    assert found["ensemble"]["centre crop"] == found[first]["centre crop"]
+    assert (found["ensemble"]["members"], found[first]["images"], found[first]["unreadable"]) == ([first], 6, 0)
+    assert records[0].evaluation == found[first]
+
+    # Another way is added to what is there, and nothing is measured twice.
+    measure, asked = evaluate.errors, []
+    monkeypatch.setattr(evaluate, "errors", lambda *of, **how: asked.append(of[0].keys()) or measure(*of, **how))
+    (records[0].folder / "evaluation.json").unlink()
+    both = evaluations(ways=["centre crop", "10-crop"])
+    assert asked == [{first}, {"theirs", "ensemble", first, second}]
+    assert all(set(found[name]) < set(both[name]) for name in found)
+
+    # Later neither images nor weights are needed; what was never measured is said to be missing.
+    shutil.rmtree(photographs)
+    assert evaluations() == both
+    for record in records:
+        (record.folder / "weights.pt").unlink()
+    capsys.readouterr()
+    assert evaluations(weights={}) == {name: both[name] for name in ("ensemble", first, second)}
+    assert capsys.readouterr().out == ""
+    assert evaluations(weights={}, precision="bfloat16") == {}
+    assert f"{first}: not tested by centre crop, since its images are not here" in capsys.readouterr().out
+
+
+def test_other_weights_and_other_images_are_measured_anew(photographs, tmp_path, capsys):
+    dataset = data.load("imagenet-small", photographs)
+    record = made_record("resnet-18", dataset, tmp_path)
+    arguments = {"data": photographs, "ways": ["centre crop"], "folder": tmp_path}
+    first = pretrained.evaluations([record], dataset.name, **arguments)[record.run.id]
+    torch.manual_seed(5)
+    torch.save(record.run.name.build(3).state_dict(), record.folder / "weights.pt")
+    assert pretrained.evaluations([record], dataset.name, **arguments)[record.run.id] == first
+    assert "weights.pt is not what SHA256SUMS says: these weights are left out." in capsys.readouterr().out
+    kept.write_summary(record.folder, record.summary)
+    second = pretrained.evaluations([record], dataset.name, **arguments)[record.run.id]
+    assert first["weights"] != second["weights"]
+    assert record.evaluation == second
+    path = photographs / "imagenet-small" / "val" / "n00000002" / "0.JPEG"
+    path.write_bytes(b"no photograph")
+    third = pretrained.evaluations([record], dataset.name, **arguments)[record.run.id]
+    assert (third["images"], third["unreadable"]) == (5, 1)
+
+
+def test_a_stored_error_outlives_its_weights_and_another_protocol_is_said_to_be_missing(photographs, tmp_path, capsys):
+    dataset = data.load("imagenet-small", photographs)
+    record = made_record("resnet-18", dataset, tmp_path)
+    arguments = {"data": photographs, "folder": tmp_path}
+    first = pretrained.evaluations([record], dataset.name, ways=["centre crop"], **arguments)
+    record.weights.unlink()
+    assert pretrained.evaluations([record], dataset.name, ways=["centre crop", "10-crop"], **arguments) == first
+    assert f"{record.run.id}: not tested by 10-crop, since its weights are not here" in capsys.readouterr().out
