@@ -12,34 +12,45 @@ from replication.engine.machine import autocast
 from replication.engine.progress import progress_bar
 
 
-def single_view(net, batches, device="cpu", precision="float32", predictions=None):
-    """Top-1 error in percent and mean cross-entropy, from one view of each image (section 4.2).
+class SingleView(NamedTuple):
+    """Top-1 error in percent, mean cross-entropy, labels and predicted classes ``(2, N)``, and {path: error}."""
 
-    ``batches``: inputs ``(N, 3, H, W)`` and labels ``(N,)`` on ``device``, as ``dataset.eval_batches`` yields them. In
-    distributed training each process passes its own share, and all return the result over all images.
-    ``predictions``: a list to which labels and predicted classes of this process's images are appended, batch by batch,
-    as ``(2, N)``. The net is left in the mode it was in.
+    error: float
+    loss: float
+    predictions: torch.Tensor
+    unreadable: dict
+
+
+def single_view(net, batches, device="cpu", precision="float32"):
+    """Test a net on one view of each image (section 4.2): a ``SingleView``.
+
+    ``batches``: inputs ``(N, 3, H, W)`` and labels ``(N,)`` on ``device``, and unreadable files, as
+    ``dataset.eval_batches`` yields them. In distributed training each process passes its own share; error and loss are
+    over all images, predictions and unreadable files its own. The net is left in the mode it was in.
     Raises ValueError if there are no images.
     """
-    training = net.training
+    training, predictions, unreadable = net.training, [], {}
     net.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # errors, loss, images
     with torch.inference_mode(), autocast(device, precision):
-        for inputs, labels in batches:
+        for inputs, labels, failures in batches:
+            unreadable |= failures
+            if not len(labels):
+                continue
             logits = net(inputs).float()
             predicted = logits.argmax(1)
             sums[0] += (predicted != labels).sum()
             sums[1] += F.cross_entropy(logits, labels, reduction="sum")
             sums[2] += len(labels)
-            if predictions is not None:
-                predictions.append(torch.stack([labels, predicted]).cpu())
+            predictions.append(torch.stack([labels, predicted]).cpu())
     net.train(training)
     if dist.is_initialized():
         dist.all_reduce(sums)
     errors, loss, count = sums.tolist()
     if not count:
         raise ValueError("there is no image to measure an error on")
-    return 100 * errors / count, loss / count
+    table = torch.cat(predictions, dim=1) if predictions else torch.empty(2, 0, dtype=torch.int64)
+    return SingleView(100 * errors / count, loss / count, table, unreadable)
 
 
 def ten_crop(image):

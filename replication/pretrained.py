@@ -142,11 +142,11 @@ def errors_of_others(weights, dataset, data="data", precision="float32"):
         net, mean, std = load_net(label, options, loaded)
         device = mean.device
         batches = [
-            (normalize(images.to(device), mean, std), classes.to(device))
+            (normalize(images.to(device), mean, std), classes.to(device), {})
             for images, classes in zip(pixels, labels, strict=True)
         ]
         with evaluate.deterministic():
-            error, _ = evaluate.single_view(net, batches, device, precision)
+            error = evaluate.single_view(net, batches, device, precision).error
         rows.append({"net": label, "parameters": measure.parameters(net), "test_error": error})
     return rows
 

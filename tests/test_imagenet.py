@@ -194,8 +194,9 @@ def test_an_unreadable_file_is_replaced_and_reported(damaged):
     assert len(images) == 15
     assert list(stream.unreadable) == ["train/n00000002/1.JPEG"]
     assert "truncated" in stream.unreadable["train/n00000002/1.JPEG"]
-    failed = {}
-    labels = torch.cat([labels for _, labels in dataset.eval_batches(dataset.test, failed=failed)])
+    batches = list(dataset.eval_batches(dataset.test))
+    labels = torch.cat([labels for _, labels, _ in batches])
+    failed = {path: error for *_, failures in batches for path, error in failures.items()}
     assert labels.tolist() == [0, 0, 1, 2, 2]
     assert list(failed) == ["val/n00000002/1.JPEG"]
 

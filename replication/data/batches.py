@@ -132,18 +132,19 @@ class Dataset:
         """The training batches, as ``Batches``. Images are in memory: ``iterations`` and ``workers`` are not needed."""
         return Batches(self, batch, seed, device, share)
 
-    def eval_batches(self, images, device="cpu", share=(0, 1), workers=None, failed=None):
+    def eval_batches(self, images, device="cpu", share=(0, 1), workers=None):
         """A part's images for evaluation: the single, original view of each (section 4.2).
 
-        Yields inputs ``(N, 3, H, W)`` and labels ``(N,)``. ``share``: rank and world size; each process gets every
-        ``world_size``-th image, from its rank on. Images are in memory: ``workers`` and ``failed`` are not needed.
+        Yields inputs ``(N, 3, H, W)``, labels ``(N,)`` and {path: error} of unreadable images: none, since all are in
+        memory, where ``workers`` are not needed either. ``share``: rank and world size; each process gets every
+        ``world_size``-th image, from its rank on.
         """
         mean = torch.from_numpy(self.mean).to(device)
         rank, world_size = share
         pixels, labels = (torch.from_numpy(column[rank::world_size]) for column in images)
         for start in range(0, len(labels), 500):
             views, classes = (column[start : start + 500].to(device) for column in (pixels, labels))
-            yield normalize(views, mean), classes
+            yield normalize(views, mean), classes, {}
 
 
 class Batches:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from replication.data.batches import EpochSampler, hold_out, normalize, rank_slice
 from replication.data.folders import CACHE_VERSION, READING_ERRORS, list_images, read_cache, visible, write_cache
-from replication.engine.machine import cores
+from replication.engine.machine import cores, end_with_parent
 from replication.engine.progress import progress_bar
 
 CROP = 224  # side of a net's input, in pixels
@@ -94,20 +94,18 @@ class ImageNet:
         """The training batches, as ``ImageNetBatches``."""
         return ImageNetBatches(self, batch, seed, device, share, iterations, workers)
 
-    def eval_batches(self, files, device="cpu", share=(0, 1), workers=None, failed=None):
+    def eval_batches(self, files, device="cpu", share=(0, 1), workers=None):
         """A part's images for evaluation during training: the central crop of each.
 
-        Yields inputs ``(N, 3, 224, 224)`` and labels ``(N,)``, those of a process's ``share`` as in ``Dataset``.
-        Unreadable files are left out, and added to the dict ``failed`` as {path: error}.
+        Yields inputs ``(N, 3, 224, 224)``, labels ``(N,)``, those of a process's ``share`` as in ``Dataset``, and
+        {path: error} of unreadable files, which are left out.
         """
         mean = torch.from_numpy(self.mean).to(device)
         rank, world_size = share
         part = Files(*(column[rank::world_size] for column in files))
         for images, labels, failures in read(self, part, central_crop, workers=workers):
-            if failed is not None:
-                failed |= failures
-            if images:
-                yield normalize(torch.cat([crop for (crop,) in images]).to(device), mean), labels.to(device)
+            crops = [crop for (crop,) in images] or [torch.empty(0, CROP, CROP, 3, dtype=torch.uint8)]
+            yield normalize(torch.cat(crops).to(device), mean), labels.to(device), failures
 
 
 class ImageNetBatches:
@@ -276,9 +274,10 @@ def _collate_crops(samples):
     return torch.stack(pixels), torch.tensor(np.array(labels)), torch.from_numpy(np.stack(shifts)), failures
 
 
-def _ignore_interrupts(_):
-    """Workers end with the training process, which finishes its iteration on an interrupt and needs them for that."""
+def _follow_parent(_):
+    """End with the training process; it finishes its iteration on an interrupt, and needs its readers for that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _loader(reader, collate, batches, workers=None, pin_memory=False):
@@ -291,7 +290,7 @@ def _loader(reader, collate, batches, workers=None, pin_memory=False):
         collate_fn=collate,
         num_workers=cores() if workers is None else workers,
         pin_memory=pin_memory,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_follow_parent,
     )
     with warnings.catch_warnings():
         # Python 3.12 and later warn about a fork in a process with threads; these children only read files.

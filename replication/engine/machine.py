@@ -1,9 +1,11 @@
 """What this machine has and can do: cores, memory, a compiler, a processor's instructions."""
 
+import contextlib
 import ctypes
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 import sysconfig
 from pathlib import Path
@@ -24,6 +26,12 @@ def tune_malloc():
         return  # another C library
     for option, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 1 << 28)):  # mmap threshold, trim threshold, top pad
         mallopt(option, value)
+
+
+def end_with_parent():
+    """Have Linux kill this process when its parent dies; a reader that writes to a dead process would never end."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def emulates_bfloat16(cpuinfo=Path("/proc/cpuinfo")):

@@ -148,15 +148,13 @@ class Recorder:
         for part, images in parts.items():
             error = loss = None
             if due:
-                views = self.dataset.eval_batches(
-                    images, self.step.device, self.ranks[:2], failed=self.batches.unreadable, workers=self.workers
-                )
-                last = [] if part == "test" and self.state.iteration == self.recipe.iterations else None
-                error, loss = evaluate.single_view(self.step.net, views, self.step.device, self.run.precision, last)
-                if last is not None:
-                    self._write_predictions(torch.cat(last, dim=1))
-                if not math.isfinite(loss):
-                    loss = None  # the net is about to diverge
+                views = self.dataset.eval_batches(images, self.step.device, self.ranks[:2], self.workers)
+                tested = evaluate.single_view(self.step.net, views, self.step.device, self.run.precision)
+                self.batches.unreadable |= tested.unreadable
+                if part == "test" and self.state.iteration == self.recipe.iterations:
+                    self._write_predictions(tested.predictions)
+                error = tested.error
+                loss = tested.loss if math.isfinite(tested.loss) else None  # else the net is about to diverge
             measured |= {f"{part}_error": error, f"{part}_loss": loss}
         return measured
 
