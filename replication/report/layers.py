@@ -4,21 +4,30 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from replication.report.claims import scorecard
-from replication.report.comparisons import gradient_gain, mean_residual, mean_response
-from replication.report.tables import LOOKS, conditions_of, write_table
+from replication.report.metrics import gradient_gain, mean_residual, mean_response
+from replication.report.tables import conditions_of, group, spread
 from replication.runs.records import ended
+
+WORDS = {
+    "response": "mean response",
+    "gain_start": "gradient ratio: at the start",
+    "gain_least": "lowest afterwards",
+    "gain_most": "highest afterwards",
+    "weights": "largest growth of weights",
+    "variance": "least variance entering",
+    "residual": "residual functions relative to shortcuts",
+}
 
 
 def table(records):
     """What the layers of each net show: a row for each net, every number the mean over its runs.
 
     Columns: net; n, the number of runs; response, the mean over all 3x3 layers of the standard deviation of their
-    responses at the end of training (Fig. 7), and its standard deviation over the runs; gain_start, gain_least and
-    gain_most, how many times larger the gradients of the first five 3x3 layers are than those of the last five, at the
-    start and, at the least and at the most, afterwards; weights, by how much the weights of that layer grew that grew
-    most; variance, the least of what enters a 3x3 layer; residual, the mean size of a residual function relative to
-    what the shortcut passes on, at the end.
+    responses at the end of training (Fig. 7); gain_start, gain_least and gain_most, the norm of the gradients of the
+    first five 3x3 layers relative to the last five, at the start and, its lowest and its highest value, afterwards;
+    weights, by what factor the weights of any layer grew at most; variance, the least of what enters a 3x3 layer;
+    residual, the mean size of a residual function relative to what the shortcut passes on, at the end. For each also
+    ``_std``, the standard deviation over the runs, and ``_values``, those of all runs as text.
     """
     rows = []
     for record in _measured(records):
@@ -37,52 +46,15 @@ def table(records):
                 "residual": mean_residual(layers),
             }
         )
-    groups = pd.DataFrame(rows).groupby("net", sort=False)
-    means = groups.mean()
-    means.insert(0, "n", groups.size())
-    means.insert(2, "response_std", groups["response"].std())
-    return means.reset_index()
-
-
-WORDS = {
-    "response": "mean response",
-    "gain_start": "gradients, first / last five layers: at the start",
-    "gain_least": "least afterwards",
-    "gain_most": "most afterwards",
-    "weights": "largest growth of weights",
-    "variance": "least variance entering",
-    "residual": "residual functions relative to shortcuts",
-}
+    return pd.DataFrame(group(rows, ["net"], WORDS, ".3g"))
 
 
 def readable(measured):
     """A table of ``table`` for the eye."""
     shown = {"net": measured["net"], "runs": measured["n"]}
     for name, words in WORDS.items():
-        shown[words] = [f"{value:.3g}" if pd.notna(value) else "–" for value in measured[name]]
+        shown[words] = [spread(row, name, ".3g") for row in measured.to_dict("records")]
     return pd.DataFrame(shown)
-
-
-def styled(measured):
-    """``readable`` for a notebook."""
-    return readable(measured).style.hide().set_table_styles(LOOKS)
-
-
-def save_table(measured, folder):
-    """Write a table of ``table``: all numbers to ``table.csv``, ``readable`` to ``table.md``."""
-    text = readable(measured).to_markdown(index=False, disable_numparse=True)
-    write_table(measured, text + "\n", folder)
-
-
-def findings(records):
-    """What the records say on claims 5 and 10: a list of sentences, each claim's verdict first."""
-    card = scorecard(records)
-    lines = []
-    for row in card[card["claim"].isin((5, 10)) & (card["verdict"] != "not attempted")].itertuples():
-        lines += [f"{row.name}: {row.verdict} ({row.conditions}).", *(f"  {sentence}" for sentence in row.found)]
-    _, diverged = ended(records)
-    lines += [f"{count} of the runs of {net} diverged and are left out." for net, count in diverged.items()]
-    return lines or ["These nets do not decide claims 5 and 10: see paper.CLAIMS for what is compared."]
 
 
 def figure_7(records):
@@ -91,7 +63,7 @@ def figure_7(records):
     Above in the order of the layers, below from the largest to the smallest. Plain nets are dashed. Several seeds are
     shown as their mean. Raises ValueError for records of different conditions and for those without layers.
     """
-    layers = _means(records)
+    layers = _mean_layers(records)
     last = layers[(layers["kind"] == "3x3 conv") & (layers["iteration"] == layers["iteration"].max())]
     order = {net: rows["response_std"].to_numpy() for net, rows in last.groupby("net", sort=False)}
     panels = {
@@ -109,7 +81,7 @@ def figure_7(records):
 
 def gradients(records):
     """Norms of the gradients by layer at the start and at the end; how the first layers' compare to the last ones'."""
-    layers = _means(records)
+    layers = _mean_layers(records)
     layers = layers[layers["kind"] == "3x3 conv"]
     gains = {net: gradient_gain(rows) for net, rows in layers.groupby("net", sort=False)}
     with _style():
@@ -125,7 +97,7 @@ def gradients(records):
 
 def signals(records):
     """Variances of what enters the blocks, and norms of the weights of all 3x3 layers, at the start and at the end."""
-    layers = _means(records)
+    layers = _mean_layers(records)
     blocks = layers[layers["name"].str.match(r"layer.*conv1$")]
     with _style():
         figure, panels = plt.subplots(2, 2, figsize=(12, 8), sharex="row", sharey="row")
@@ -140,7 +112,7 @@ def residuals(records):
 
     None where no net is residual.
     """
-    layers = _means(records).dropna(subset="residual_ratio")
+    layers = _mean_layers(records).dropna(subset="residual_ratio")
     if layers.empty:
         return None
     with _style():
@@ -164,7 +136,7 @@ def _measured(records):
     return records
 
 
-def _means(records):
+def _mean_layers(records):
     """The layers of each net at each measurement, the mean over its runs."""
     every = pd.concat([record.layers.assign(net=record.net) for record in _measured(records)])
     return every.groupby(["net", "iteration", "layer", "name", "kind"], sort=False, as_index=False).mean()
