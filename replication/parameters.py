@@ -60,6 +60,7 @@ PARAMETERS = {
     "rounds": WHOLE,
     "iterations": WHOLE,
     "notebooks": NUMBERS,
+    "judged": TEXT,
     "readme": FLAG,
     "cluster": _or_none(TEXT),
 }

@@ -222,7 +222,7 @@ def save_table(table, folder, name="table", shown=None, note=""):
 
 def markdown(table, left=1):
     """A table in Markdown, its first ``left`` columns aligned to the left; no name in it can become HTML."""
-    shown = table.map(number_text).map(in_markdown)
+    shown = table.map(number_text).map(in_markdown).rename(columns=in_markdown)
     aligned = ["left" if number < left else "right" for number in range(table.shape[1])]
     return shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
 
