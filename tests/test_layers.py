@@ -50,7 +50,7 @@ def test_the_table_has_what_the_layers_say(records):
         np.mean([1 / layer for layer in range(3, 14, 2)]), rel=1e-4
     )
     text = responses.readable(table.reset_index()).set_index("net")
-    assert text.loc["plain-8", "mean response"] == "2.21e+03, 3.31e+03"  # 2208 and 3312
+    assert text.loc["plain-8", "mean response"] == "2,208, 3,312"
     assert text.loc["plain-8", "residual functions relative to shortcuts"] == "–"
 
 

@@ -218,11 +218,11 @@ AS_PAPER = ("reproduced", "partly", "not reproduced")
 ELSEWHERE = ("consistent", "mixed", "inconsistent")
 VERDICTS = (*AS_PAPER, *ELSEWHERE, "inconclusive", "not attempted")
 RULES = (
-    "Reproduced: all that a criterion requires holds, over two runs a net or more. Partly: some of it holds, but by "
-    "single runs, or with the rest missing, unclear or failed. Not reproduced: some of it fails and none holds. "
-    "Inconclusive: none holds or fails. These words are for the paper's own conditions. Runs under other conditions "
-    "(fewer iterations, other images, other nets) are judged by the same criteria, but separately: as consistent with "
-    "the claim, mixed, or inconsistent with it."
+    "Reproduced: all required and supporting comparisons of a criterion hold, each over at least two runs per net. "
+    "Partly: some required ones hold, but with single runs, or with others missing, unclear or failed. Not reproduced: "
+    "some required ones fail and none hold. Inconclusive: none hold or fail. These words are for the paper's own "
+    "conditions. Runs under other conditions (fewer iterations, other images, other nets) are judged by the same "
+    "criteria, but separately: as consistent with the claim, mixed, or inconsistent with it."
 )
 
 

@@ -25,7 +25,7 @@ def table(records):
     Columns: net; n, the number of runs; response, the mean over all 3x3 layers of the standard deviation of their
     responses at the end of training (Fig. 7); gain_start, gain_least and gain_most, the norm of the gradients of the
     first five 3x3 layers relative to the last five, at the start and, its lowest and its highest value, afterwards;
-    weights, by what factor the weights of any layer grew at most; variance, the least of what enters a 3x3 layer;
+    weights, by what factor the weights of any layer grew at most; variance, the least of any 3x3 layer's input;
     residual, the mean size of a residual function relative to what the shortcut passes on, at the end. For each also
     ``_std``, the standard deviation over the runs, and ``_values``, those of all runs as text.
     """
@@ -60,8 +60,8 @@ def readable(measured):
 def figure_7(records):
     """Fig. 7: standard deviations of the responses of all 3x3 layers at the end of training.
 
-    Above in the order of the layers, below from the largest to the smallest. Plain nets are dashed. Several seeds are
-    shown as their mean. Raises ValueError for records of different conditions and for those without layers.
+    Top: in layer order; bottom: from the largest to the smallest. Plain nets are dashed. Several seeds are shown as
+    their mean. Raises ValueError for records of different conditions and for those without layers.
     """
     layers = _mean_layers(records)
     last = layers[(layers["kind"] == "3x3 conv") & (layers["iteration"] == layers["iteration"].max())]
@@ -76,11 +76,11 @@ def figure_7(records):
             _lines(axes, {net: (range(1, len(values) + 1), values) for net, values in lines.items()})
             axes.set(title=title, ylabel="standard deviation")
         rows[-1].set(xlabel="3x3 layer")
-        return _finished(figure, rows, records)
+        return _with_legend(figure, rows, records)
 
 
 def gradients(records):
-    """Norms of the gradients by layer at the start and at the end; how the first layers' compare to the last ones'."""
+    """Gradient norms by layer, at the start and at the end; and those of the first layers relative to the last."""
     layers = _mean_layers(records)
     layers = layers[layers["kind"] == "3x3 conv"]
     gains = {net: gradient_gain(rows) for net, rows in layers.groupby("net", sort=False)}
@@ -92,11 +92,11 @@ def gradients(records):
         panels[2].axhline(1, color="0.4", linewidth=0.8)
         panels[2].set(title="along training", xlabel="iterations", ylabel="first five layers / last five layers")
         panels[2].xaxis.set_major_formatter("{x:,.0f}")
-        return _finished(figure, panels, records)
+        return _with_legend(figure, panels, records)
 
 
 def signals(records):
-    """Variances of what enters the blocks, and norms of the weights of all 3x3 layers, at the start and at the end."""
+    """Variances of the inputs of blocks, and weight norms of all 3x3 layers, at the start and at the end."""
     layers = _mean_layers(records)
     blocks = layers[layers["name"].str.match(r"layer.*conv1$")]
     with _style():
@@ -104,7 +104,7 @@ def signals(records):
         _at_start_and_end(panels[0], blocks, "signal_variance", "variance of what enters", "block")
         weights = layers[layers["kind"] == "3x3 conv"]
         _at_start_and_end(panels[1], weights, "weight_norm", "norm of the weights", "3x3 layer")
-        return _finished(figure, panels.flat, records)
+        return _with_legend(figure, panels.flat, records)
 
 
 def residuals(records):
@@ -119,11 +119,11 @@ def residuals(records):
         figure, panels = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
         _at_start_and_end(panels, layers, "residual_ratio", "F(x) relative to the shortcut", "block", log=False)
         panels[0].set_ylim(bottom=0)
-        return _finished(figure, panels, records)
+        return _with_legend(figure, panels, records)
 
 
 def _measured(records):
-    """The records of runs that came to their end, all of which must have had their layers measured."""
+    """The records of runs that did not diverge; raises ValueError unless all have their layers measured."""
     conditions_of(records)
     records, diverged = ended(records)
     if not records:
@@ -131,13 +131,13 @@ def _measured(records):
     without = [record.run.id for record in records if record.layers.empty]
     if without:
         raise ValueError(
-            f"{', '.join(without)}: recorded before layers were measured, remove the folder to train it anew"
+            f"{', '.join(without)}: recorded before layers were measured; remove its folder to train it again"
         )
     return records
 
 
 def _mean_layers(records):
-    """The layers of each net at each measurement, the mean over its runs."""
+    """The layers of each net at each measurement, averaged over its runs."""
     every = pd.concat([record.layers.assign(net=record.net) for record in _measured(records)])
     return every.groupby(["net", "iteration", "layer", "name", "kind"], sort=False, as_index=False).mean()
 
@@ -155,7 +155,7 @@ def _at_start_and_end(panels, layers, column, ylabel, xlabel, log=True):
 
 
 def _lines(axes, lines, log=None):
-    """A line a net; plain nets are dashed. Left open, the axis is logarithmic where values lie far apart."""
+    """One line per net, dashed for plain nets. If ``log`` is None, the axis is logarithmic for values far apart."""
     values = pd.concat([pd.Series(y) for _, y in lines.values()])
     if values.max() > 10 * values.median() if log is None else log:
         axes.set_yscale("log")
@@ -163,8 +163,8 @@ def _lines(axes, lines, log=None):
         axes.plot(x, y, label=net, linewidth=1.8, linestyle="--" if "plain" in net else "-")
 
 
-def _finished(figure, panels, records):
-    """The figure with a colour for each net, one legend for all panels, its conditions above."""
+def _with_legend(figure, panels, records):
+    """The figure with a colour for each net, one legend for all panels, and its conditions above."""
     nets = list(dict.fromkeys(record.net for record in records))
     colours = dict(zip(nets, sns.color_palette("colorblind", len(nets)), strict=True))
     named = {}

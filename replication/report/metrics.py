@@ -10,6 +10,12 @@ import numpy as np
 ONE_RUN = 1.5
 
 
+def number(value, digits):
+    """A number in a format such as ".2f", or ".3g" but never with a power of ten above 1."""
+    text = f"{value:{digits}}"
+    return f"{value:,.0f}" if "e+" in text else text
+
+
 class Metric(NamedTuple):
     """What is compared: its name, how a ``Record`` gives it (None: not measured), its unit and format.
 
@@ -30,8 +36,7 @@ class Metric(NamedTuple):
         return " points" if self.unit == " %" else self.unit
 
     def shown(self, value, unit=None):
-        text = f"{value:{self.format}}"
-        return f"{f'{value:,.0f}' if 'e+' in text else text}{self.unit if unit is None else unit}"
+        return f"{number(value, self.format)}{self.unit if unit is None else unit}"
 
 
 def mean_response(layers):

@@ -19,12 +19,6 @@ from replication.runs.records import all_finished, by_conditions, ended, json_te
 ROOT = Path(__file__).parents[2]  # of the source tree, with its README, docs and notebooks
 PUBLISHED = ROOT / "results" / "published"
 JUDGED = ("published", "own", "both")
-DATA = {
-    "digits": "scikit-learn's handwritten digits, 8x8 pixels",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "imagenet": "ImageNet",
-}
 HEAD = """<!doctype html>
 <html lang="en">
 <head>
@@ -81,10 +75,9 @@ def summary(card, records):
     judged: whose records; answer: a sentence on the paper's own conditions, since runs under others say nothing about
     its numbers; claims: {number: {conditions: verdict}}, first under the paper's; runs: as of ``runs_table``.
     """
-    table = readable(card)
-    claims = {row[0]: dict(zip(table.columns[2:], row[2:], strict=True)) for row in table.to_numpy().tolist()}
+    rows = readable(card).rename(columns={"": "number"}).drop(columns="claim").set_index("number")
     runs = _cells(runs_table(card, records))
-    return {"judged": sources(records), "answer": answer(card), "claims": claims, "runs": runs}
+    return {"judged": sources(records), "answer": answer(card), "claims": rows.to_dict("index"), "runs": runs}
 
 
 def answer(card):
@@ -107,7 +100,6 @@ def runs_table(card, records):
         rows.append(
             {
                 "conditions": conditions,
-                "data": DATA.get(members[0].run.dataset, "a folder of images"),
                 "runs": len(members),
                 "diverged": sum(ended(members)[1].values()),
                 "nets": len({record.net for record in members}),
@@ -178,7 +170,7 @@ def listing(card, folder):
         if first["notebook"]:
             lines[-1] += f" Notebook: [{first['notebook']}]({notebooks}/{first['notebook']}.ipynb)."
         for row in rows.itertuples():
-            runs = ", ".join(f"{count} of {net}" for net, count in row.nets.items())
+            runs = ", ".join(f"{count} of {net}" for net, count in row.nets.items()).replace("resnet-", "ResNet-")
             items = [f"- **{row.verdict}**, {row.conditions}" + (f" ({runs})" if runs else "")]
             items += [f"  - {sentence}" for sentence in row.found]
             lines.append(in_markdown("\n".join(items)))

@@ -7,6 +7,7 @@ import pandas as pd
 
 from replication.engine.files import write
 from replication.paper import TABLE_6
+from replication.report.metrics import number
 from replication.runs.records import CONDITIONS, in_words
 
 KINDS = {"plain": "plain nets", "resnet": "residual nets"}
@@ -58,7 +59,7 @@ def group(rows, keys, names, digits=".2f"):
         for name in names:
             column = members[name].astype(float)
             row |= {name: column.mean(), f"{name}_std": column.std()}
-            row[f"{name}_values"] = ", ".join(f"{value:{digits}}" for value in column.dropna())
+            row[f"{name}_values"] = ", ".join(number(value, digits) for value in column.dropna())
         if "diverged" in members:
             row["diverged"] = int(members["diverged"].sum())
         means = {name: members[name].astype(float).mean() for name in ("parameters", "seconds") if name in members}
@@ -89,13 +90,13 @@ def tested(records, evaluations, published):
             nets = ", ".join(member.net for member in members)
             rows.append(shared | {"net": label, "n": 1, "members": nets, **errors_of[label]})
     rows += [{"net": net, "n": 0} for net in published.errors if net not in {row["net"] for row in rows}]
-    place = {net: number for number, net in enumerate(published.errors)}
-    rows.sort(key=lambda row: place.get(row["net"], len(place)))
+    order = list(published.errors)
+    rows.sort(key=lambda row: order.index(row["net"]) if row["net"] in order else len(order))
     numbers = [f"{name}{end}" for name in TOP_K for end in ("", "_std")]
     columns = ["net", "members", *CONDITIONS, "n", *numbers, *(f"{name}_values" for name in TOP_K)]
     table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(WHOLE[1:4], "Int64"))
-    for number, name in enumerate(TOP_K):
-        table[f"paper_{name}"] = [published.errors.get(net, (None, None))[number] for net in table["net"]]
+    for place, name in enumerate(TOP_K):
+        table[f"paper_{name}"] = [published.errors.get(net, (None, None))[place] for net in table["net"]]
     table = table.astype(dict.fromkeys([*numbers, "paper_top1", "paper_top5"], float))
     images = max((evaluations[label]["images"] for label in errors_of), default=0)
     wanted = published.conditions
@@ -159,9 +160,10 @@ def spread(row, name, digits=".2f"):
     values = row.get(f"{name}_values")
     if pd.isna(row[name]):
         return "–"
-    if isinstance(values, str) and values.count(",") < FEW:
+    if isinstance(values, str) and values.count(", ") < FEW:
         return values
-    return f"{row[name]:{digits}}" + ("" if pd.isna(row[f"{name}_std"]) else f" ± {row[f'{name}_std']:{digits}}")
+    mean, deviation = row[name], row[f"{name}_std"]
+    return number(mean, digits) + ("" if pd.isna(deviation) else f" ± {number(deviation, digits)}")
 
 
 def number_text(value):
