@@ -219,6 +219,7 @@ def save(card, records, folder, figures=()):
     write(folder / "table.md", "\n\n".join(parts) + "\n")
     title = "# Deep Residual Learning for Image Recognition (CVPR 2016), a replication: the scorecard"
     pictures = [f"![]({name}.svg)\n\n{in_markdown(caption)}" for caption, name in dict(figures).items()]
+    pictures = ["## Figures", *pictures] if pictures else []
     body = _html("\n\n".join([title, *parts[:3], *pictures, *parts[3:]]), folder)
     write(folder / "index.html", f"{HEAD}{body}</body>\n</html>\n")
 
