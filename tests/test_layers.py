@@ -50,6 +50,7 @@ def test_the_table_has_what_the_layers_say(records):
         np.mean([1 / layer for layer in range(3, 14, 2)]), rel=1e-4
     )
     text = responses.readable(table.reset_index()).set_index("net")
+    assert text.loc["plain-8", "mean response"] == "2,208, 3,312"
     assert text.loc["plain-8", "residual functions relative to shortcuts"] == "–"
 
 
@@ -89,7 +90,8 @@ def test_plain_nets_have_no_residual_functions(records):
 
 def test_tables_and_figures_are_written_twice_with_the_same_bytes(records, tmp_path):
     for folder in ("one", "two"):
-        responses.save_table(responses.table(records), tmp_path / folder)
+        table = responses.table(records)
+        report.save_table(table, tmp_path / folder, shown=responses.readable(table))
         report.save_figure(responses.gradients(records), tmp_path / folder, "gradients")
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert names == {"table.csv", "table.md", "gradients.png", "gradients.svg"}
@@ -110,9 +112,10 @@ def test_what_cannot_be_shown_is_said(make, records):
 
 
 def test_findings_name_claims_and_verdicts(make, records):
-    assert responses.findings(records) == [
-        "These nets do not decide claims 5 and 10: see paper.CLAIMS for what is compared."
+    assert report.findings(records, [5, 10]) == [
+        "These nets decide none of these claims: see the criteria in 7_scorecard."
     ]
-    found = responses.findings([make(9, 9, layers=layers(56), net="plain-56")])
-    assert found[0] == "Gradients do not vanish: partly (digits, recipe digits, 1,100 iterations, float32)."
-    assert found[3] == "  What enters a 3x3 layer of plain-56 has a variance of 1 at least (one run): holds."
+    lines = report.findings([make(9, 9, layers=layers(56), net="plain-56")], [5, 10])
+    assert lines[0] == "Gradients do not vanish: mixed (digits, recipe digits, 1,100 iterations, float32)."
+    text = "  The least variance entering a 3x3 layer of plain-56 is 1 (one run; at least 0.01 required): holds."
+    assert lines[3] == text

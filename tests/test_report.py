@@ -16,8 +16,11 @@ def test_errors_are_means_and_deviations_over_seeds(make):
     assert row["parameters"] == 269_722
     assert row["paper_error"] == 8.75
     text = report.readable(report.errors(records))
-    assert text["ours: training error %"].item() == "3.00 ± 2.65"
+    assert text["ours: training error %"].item() == "1.00, 2.00, 6.00"
     assert text["runs"].item() == 3
+    records.append(make(7.0, 12.0, net="resnet-20", seed=3))
+    text = report.readable(report.errors(records))
+    assert text["ours: training error %"].item() == "4.00 ± 2.94"  # (9 + 4 + 4 + 9) / 3 = 8.67, its root 2.94
 
 
 def test_runs_under_other_conditions_never_share_a_row(make):
@@ -29,16 +32,14 @@ def test_runs_under_other_conditions_never_share_a_row(make):
     shown = report.readable(table)
     assert {"dataset", "fingerprint", "recipe", "iterations", "precision", "holdout"} < set(shown)
     assert not shown.duplicated().any()
-    for call in (lambda: report.findings(table), lambda: report.figure_6(records, {"all": ["resnet-20"]})):
-        with pytest.raises(ValueError, match=r"not made under the same conditions \(dataset: digits, pets; "):
-            call()
+    with pytest.raises(ValueError, match=r"not made under the same conditions \(dataset: digits, pets; "):
+        report.figure_6(records, {"all": ["resnet-20"]})
 
 
 def test_nothing_to_show_is_said():
     with pytest.raises(ValueError, match="at least one finished run"):
         report.figure_6([], {"plain": ["plain-20"]})
-    with pytest.raises(ValueError, match="at least one finished run"):
-        report.findings(report.errors([], nets=["plain-20"]))
+    assert report.findings([]) == ["These nets decide none of these claims: see the criteria in 7_scorecard."]
 
 
 def test_only_the_papers_own_conditions_are_comparable(make):
@@ -79,16 +80,18 @@ def test_tables_are_written_for_eye_and_machine(make, tmp_path):
     assert (tmp_path / "out" / "table.csv").read_bytes() == first
 
 
-def test_findings_state_differences_with_their_sign(make):
-    errors = {"plain-20": 30, "plain-56": 64, "resnet-20": 25, "resnet-56": 46, "resnet-20-C": 24}
-    table = report.errors([make(error, error + 1, net=net) for net, error in errors.items()])
-    text = report.findings(table)
-    assert "plain nets: plain-56 has a training error of 64.00 %, 34.00 points higher than plain-20" in text[0]
-    assert "residual nets: resnet-56 has a training error of 46.00 %, 21.00 points higher than resnet-20" in text[2]
-    assert "56 layers: resnet-56 has a test error of 47.00 %, 18.00 points lower than plain-56 with 65.00 %" in text[7]
-    assert "shortcut C for A: resnet-20-C has a training error of 24.00 %, 1.00 points lower than resnet-20" in text[8]
-    assert len(text) == 10
-    assert all("(one run each)" in sentence for sentence in text)
+def test_findings_name_claims_and_differences_with_their_sign(make):
+    errors = {"plain-20": 30, "plain-56": 64, "resnet-20": 25, "resnet-56": 46}
+    records = [make(error, error + 1, net=net) for net, error in errors.items()]
+    text = report.findings(records, claims=[1, 3])
+    assert text[0] == "Deeper plain nets train worse: mixed (digits, recipe digits, 1,100 iterations, float32)."
+    assert "The training error of plain-20 is 30.00 %, 34.00 points lower than the 64.00 % of plain-56" in text[1]
+    assert any("The test error of ResNet-56 is 47.00 %, 18.00 points lower than the 65.00 %" in line for line in text)
+    assert not any("Deeper residual nets" in line for line in text)
+    (line,) = [
+        line for line in report.findings(records, claims=[2]) if "21.00 points higher" in line and "test" in line
+    ]
+    assert line.endswith("(one run each): fails.")
 
 
 def test_curves_show_every_net_with_training_dashed_and_test_bold(make):
@@ -191,7 +194,7 @@ def test_tables_of_imagenet_stand_beside_the_papers(make):
     assert table.loc["resnet-34", "top1_std"] == pytest.approx(2**0.5)
     assert table.loc["plain-34", "top5"] == 0
     text = report.readable(table.reset_index()).set_index("net")
-    assert text.loc["resnet-34", "ours: top-1 error %"] == "26.00 ± 1.41"
+    assert text.loc["resnet-34", "ours: top-1 error %"] == "25.00, 27.00"
     assert text.loc["resnet-50", "ours: top-1 error %"] == "not run"  # trained, but not tested in this way
     assert text.loc["VGG-16"].tolist() == ["–", "–", "28.07", "–", "9.33"]
     assert text.loc["theirs", ["runs", "ours: top-1 error %", "paper: top-1 error %"]].tolist() == ["–", "26.00", "–"]
@@ -214,7 +217,7 @@ def test_a_table_of_ensembles_has_theirs_and_ours(make):
     assert text.loc["ensemble", ["ours: top-5 error %", "paper: top-5 error %"]].tolist() == ["3.50", "3.57"]
     nothing = report.tested([], {}, paper.TABLE_5)
     assert report.readable(nothing).set_index("net").loc["ensemble", "ours: top-5 error %"] == "not run"
-    assert report.caution(nothing) == "Nothing was run yet."
+    assert report.caution(nothing) == "Nothing has been run yet."
 
 
 @pytest.mark.parametrize(
@@ -254,7 +257,6 @@ def test_weights_of_others_are_rows_of_their_own_and_no_runs(make):
     text = report.readable(table).set_index("net")
     assert text.loc["resnet-20-of-theirs"].tolist() == ["269,722", "–", "–", "8.27", "–"]
     assert "1 run per net. Trained by others, tested here: resnet-20-of-theirs." in report.caution(table)
-    assert report.findings(table) == report.findings(report.errors(records))
 
 
 def test_the_papers_tables_agree_with_each_other():
@@ -275,14 +277,15 @@ def test_a_run_that_diverged_is_shown_and_kept_out_of_the_means(make, tmp_path):
     assert table[["n", "diverged"]].to_numpy().tolist() == [[3, 1], [1, 1]]
     assert table["test_error"].iloc[0] == 11
     shown = report.readable(table)
-    assert shown["ours: test error %"].tolist() == ["11.00 ± 1.41", "diverged"]
+    assert shown["ours: test error %"].tolist() == ["10.00, 12.00", "diverged"]
     assert shown["diverged"].tolist() == [1, 1]
     caution = report.caution(table)
     assert "1 of 3 runs of plain-20 diverged: the errors are those of the others." in caution
     assert "1 of 1 run of plain-56 diverged." in caution
     report.save_errors(table, tmp_path)
     assert "diverged" in (tmp_path / "table.md").read_text()
-    assert "all runs of plain-56 diverged, there is no test error to compare" in " ".join(report.findings(table))
+    text = " ".join(report.findings(records, claims=[1]))
+    assert "1 run of plain-20 diverged and 1 run of plain-56 diverged, so there is no training error to compare" in text
     report.figure_6(records, {"plain nets": ["plain-20", "plain-56"]})  # its history is drawn as far as it goes
 
 

@@ -1,29 +1,13 @@
 """Tables, curves, drawings and verdicts, made from the paper's numbers and the runs' records alone: never trains."""
 
-from replication.report.claims import scorecard
+from replication.report.claims import findings, scorecard
 from replication.report.diagrams import figure_2, figure_3, figure_5
 from replication.report.error_curves import curves, figure_1, figure_4, figure_6, save_figure, speeds
-from replication.report.tables import (
-    caution,
-    compared,
-    conditions_of,
-    described,
-    errors,
-    findings,
-    readable,
-    save_errors,
-    save_table,
-    styled,
-    tested,
-    write_table,
-)
+from replication.report.tables import caution, errors, readable, save_errors, save_table, styled, tested
 
 __all__ = [
     "caution",
-    "compared",
-    "conditions_of",
     "curves",
-    "described",
     "errors",
     "figure_1",
     "figure_2",
@@ -40,5 +24,4 @@ __all__ = [
     "speeds",
     "styled",
     "tested",
-    "write_table",
 ]

@@ -1,296 +1,209 @@
-"""How runs are compared: checks on the records of one set of conditions, and what checks amount to."""
+"""How nets are compared, by rows such as "test error of resnet-56 lower than that of plain-56"; what rows add up to.
 
-import itertools
+All rows are judged by the same rule. Between nets of several runs each, a 95 % confidence interval of the difference of
+their means decides (Welch: variances not assumed equal). Where a net has only one run, the difference must exceed the
+fixed threshold of its metric.
+"""
+
+import operator
 import warnings
-from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
+from replication.paper import TABLE_2, TABLE_6
+from replication.report.metrics import Metric
 from replication.runs.records import ended
 
-VERDICTS = ("reproduced", "partly", "not reproduced", "inconclusive", "not attempted")
 CONFIDENCE = 0.95
-# Points between two single runs that say nothing: six runs of one ResNet-56, by one user of a public replication, gave
-# test errors of 6.89 to 8.42 %.
-ONE_RUN = 1.5
-ABOUT_EQUAL = 1.0  # points
+PAPER = {"cifar": TABLE_6.conditions, "imagenet": TABLE_2.conditions}
+LOWER, NOT_HIGHER, EQUAL = "lower than", "not higher than", "equal to"
+BOUNDS = {"at least": operator.ge, "at most": operator.le, "below": operator.lt}
 
 
-class Check(NamedTuple):
-    """One comparison: "holds", "fails", "unclear" or "missing"; in words; by how many runs a net; of which nets.
+class Comparison(NamedTuple):
+    """A row of the criterion of a claim (its number): ``metric`` of ``net`` is ``kind`` that of ``other``.
 
-    nets: if it is missing, those that were not run.
-    runs: the smallest number on a side; None for what is counted and depends on no seed.
-    role: what it counts for. It "decides"; or is "needed", so that the claim is no more than partly reproduced where it
-        does not hold; or is a "veto", which counts only where it fails.
+    kind: ``LOWER``; ``NOT_HIGHER``, which counts only where the net is clearly higher; ``EQUAL`` but for ``within``; or
+        one of ``BOUNDS``, which every run of the net must satisfy.
+    other: the name of a net, or a number.
+    baseline: a net; if given, ``within`` is half of what ``other`` gains over it.
+    supporting: without it the claim is only partly reproduced, but it does not decide by itself.
+    papers_only: left out under all conditions but the paper's.
+    """
+
+    claim: int
+    metric: Metric
+    net: str
+    kind: str
+    other: str | float
+    within: float = 0
+    baseline: str = ""
+    supporting: bool = False
+    papers_only: bool = False
+
+    @property
+    def role(self):
+        return NOT_HIGHER if self.kind == NOT_HIGHER else "supporting" if self.supporting else "required"
+
+    @property
+    def nets(self):
+        return tuple(net for net in (self.net, self.other, self.baseline) if net and isinstance(net, str))
+
+    def at(self, **names):
+        """The same row, with ``names`` filled in for the placeholders of its nets."""
+        names = {
+            field: value.format(**names)
+            for field in ("net", "other", "baseline")
+            if isinstance(value := getattr(self, field), str)
+        }
+        return self._replace(**names)
+
+    def in_words(self):
+        text = f"{self.metric.name} of {self.net} {self.kind} "
+        text += f"that of {self.other}" if isinstance(self.other, str) else self.metric.shown(self.other)
+        if self.baseline:
+            text += f" within half of what {self.other} gains over {self.baseline}"
+        elif self.within:
+            text += f" within {self.within} point{'s' if self.within != 1 else ''}"
+        return text + (" (under the paper's conditions)" if self.papers_only else "")
+
+
+class Finding(NamedTuple):
+    """The outcome of a comparison: "holds", "fails", "unclear" or "missing"; in words; of which nets.
+
+    runs: the smallest number of runs of a net; None where the seed does not matter.
+    role: "required", "supporting" or ``NOT_HIGHER``.
     """
 
     outcome: str
     text: str
     runs: int | None = None
     nets: tuple[str, ...] = ()
-    role: str = "decides"
+    role: str = "required"
 
 
-class Measured(NamedTuple):
-    """What is compared: how it is said of a net, how a record gives it, its unit and that of a difference.
+class Condition:
+    """The records of runs under the same conditions, by net; ``evaluations`` as of ``evaluate.evaluations``.
 
-    one_run: a difference of two single runs that says nothing. digits: behind the point.
-    words: for a difference below and above.
-    """
-
-    says: str
-    of: Callable
-    unit: str = " %"
-    points: str = " points"
-    one_run: float = ONE_RUN
-    digits: int = 2
-    words: tuple[str, str] = ("lower", "higher")
-
-    def compared(self, net, ours, other, theirs, notes):
-        """In words, how the mean of a net's values compares to that of another's."""
-        difference = mean_of(theirs) - mean_of(ours)
-        apart = f"{abs(difference):,.{self.digits}f}{self.points} {self.words[difference < 0]} than"
-        if round(abs(difference), self.digits) == 0:
-            apart = "the same as"
-        values = [f"{mean_of(values):,.{self.digits}f}{self.unit}" for values in (ours, theirs)]
-        return f"{net} {self.says} {values[0]}, {apart} {other} with {values[1]} ({'; '.join(notes)})"
-
-
-def _early(record):
-    rows = record.history[record.history["iteration"] <= record.summary["iterations"] / 3]
-    return rows["train_error"].mean()
-
-
-def mean_response(layers):
-    """The mean over all 3x3 layers of the standard deviation of their responses, at the end of training (Fig. 7)."""
-    layers = layers[layers["kind"] == "3x3 conv"]
-    return layers.loc[layers["iteration"] == layers["iteration"].max(), "response_std"].mean()
-
-
-def mean_residual(layers):
-    """The mean over all residual functions of their size relative to what the shortcut passes on, at the end."""
-    return layers.loc[layers["iteration"] == layers["iteration"].max(), "residual_ratio"].mean()
-
-
-def gradient_gain(layers):
-    """By iteration, how many times larger the gradients of the first five 3x3 layers are than those of the last five.
-
-    The ratio of geometric means of their norms; ``layers`` as of a record.
-    """
-    rows = layers[layers["kind"] == "3x3 conv"]
-    logs = np.log(rows["gradient_norm"].clip(lower=1e-30)).groupby(rows["iteration"])
-    return np.exp(logs.apply(lambda norms: norms.iloc[:5].mean(skipna=False) - norms.iloc[-5:].mean(skipna=False)))
-
-
-def _beginning(record):
-    """Iterations until the training error is below 80 %, where the paper ends a warm-up; all of them if it never is."""
-    rows = record.history[record.history["train_error"] < 80]
-    return rows["iteration"].min() if len(rows) else record.summary["iterations"]
-
-
-def _warmup(record):
-    """Iterations at the low rate; infinity if it never ended."""
-    warm = record.history["lr"].cummax() < record.run.settings.lr
-    return record.history.loc[warm, "iteration"].max() if not warm.all() else float("inf")
-
-
-TRAINING = Measured("has a training error of", lambda record: record.summary["train_error"])
-# On ImageNet that of the centre crop: what every run measures, while the paper's tables have that of ten crops.
-TEST = Measured("has a test error of", lambda record: record.summary["test_error"])
-EARLY = Measured("has in the first third of training a mean training error of", _early)
-RESPONSE = Measured("has a mean response of", lambda record: mean_response(record.layers), "", "", 0.3)
-RESIDUAL_SIZE = Measured(
-    "has residual functions of a mean size, relative to the shortcuts, of",
-    lambda record: mean_residual(record.layers),
-    unit="",
-    points="",
-    one_run=0.05,
-)
-BEGINNING = Measured(
-    "is below a training error of 80 % after",
-    _beginning,
-    unit=" iterations",
-    points=" iterations",
-    one_run=100,
-    digits=0,
-    words=("earlier", "later"),
-)
-WARMUP = Measured("is warmed up for", _warmup)
-
-
-class Group:
-    """The records of one set of conditions, by net; ``evaluations`` as of ``evaluate.evaluations``.
-
-    A run that diverged has no errors, and a comparison with a net of which one did is unclear: what is left is a choice
-    of the lucky ones.
+    Runs that diverged have no errors and are counted in ``diverged``, by net.
     """
 
     def __init__(self, records, evaluations):
         self.records, self.evaluations = {}, evaluations
-        kept, self.diverged = ended(records)
-        for record in kept:
+        finite, self.diverged = ended(records)
+        for record in finite:
             self.records.setdefault(record.net, []).append(record)
-        self.conditions = records[0].conditions
         self.family = "imagenet" if records[0].run.name.imagenet else "cifar"
+        self.as_paper = PAPER[self.family].items() <= records[0].conditions.items()
 
-    def depths(self, kind, wanted):
-        return [depth for depth in wanted if self.run(f"{kind}-{depth}")]
-
-    def run(self, net):
-        """Whether a net was run, to whatever end."""
+    def has(self, net):
+        """Whether a net was run, diverged or not."""
         return net in self.records or net in self.diverged
 
-    def values(self, net, measured):
-        """Of every run of a net, as far as it was measured."""
-        values = [measured.of(record) for record in self.records.get(net, ())]
+    def values(self, net, metric):
+        """The metric of every run of a net that has it."""
+        values = [metric.of(record) for record in self.records.get(net, ())]
         return [float(value) for value in values if not pd.isna(value)]
 
-    def lower(self, net, other, measured=TEST, role="decides"):
-        """Check that the mean of a net is lower than that of another: "unclear" unless one of them clearly is."""
+    def diverged_in_words(self, nets):
+        counts = {net: self.diverged[net] for net in nets if net in self.diverged}
+        return [f"{count} run{'s' if count > 1 else ''} of {net} diverged" for net, count in counts.items()]
 
-        def judged(ours, theirs, paired):
-            difference = mean_of(theirs) - mean_of(ours)
-            if min(len(ours), len(theirs)) > 1:
-                low, high = shown = _interval(theirs, ours) if difference > 0 else _interval(ours, theirs)
-                # Without any spread there is no interval: small counts of errors may well agree by chance.
-                clear = low > 0 and (low < high or low > measured.one_run)
-            else:
-                # Two trained nets may well differ on these images, and yet by no more than two seeds of a net do.
-                clear, shown = abs(difference) > measured.one_run and (paired is None or paired.all_differ), None
-            return ("holds" if difference > 0 else "fails") if clear else "unclear", shown
-
-        return self._compared(net, other, measured, role, judged)
-
-    def alike(self, net, other, measured=TEST, within=ABOUT_EQUAL, role="decides"):
-        """Check that the means of two nets differ by no more than ``within``, which single runs can only refute."""
-
-        def judged(ours, theirs, paired):
-            difference, several = mean_of(theirs) - mean_of(ours), min(len(ours), len(theirs)) > 1
-            low, high = difference - measured.one_run, difference + measured.one_run
-            if several:
-                low, high = _interval(theirs, ours)
-            outcome = "holds" if several and -within <= low and high <= within else "unclear"
-            outcome = "fails" if low > within or high < -within else outcome
-            return outcome, ((low, high) if difference > 0 else (-high, -low)) if several else None
-
-        return self._compared(net, other, measured, role, judged)
-
-    def _compared(self, net, other, measured, role, judged):
-        """The check of two nets, whose outcome and interval, if there is one, ``judged`` gives."""
-        ours, theirs = self.values(net, measured), self.values(other, measured)
-        if not ours or not theirs:
-            return self.missing(net, other)._replace(role=role)
-        paired = self._paired(net, other) if measured is TEST else None
-        outcome, interval = judged(ours, theirs, paired)
-        notes = [counts(ours, theirs)]
-        if interval is not None:
-            notes.append("95 % interval {:,.{digits}f} to {:,.{digits}f}".format(*interval, digits=measured.digits))
-        notes += [paired.text] if paired is not None else []
-        lost = self.lost(net, other)
-        text = measured.compared(net, ours, other, theirs, notes + lost)
-        return Check("unclear" if lost else outcome, text, min(len(ours), len(theirs)), (net, other), role)
-
-    def equal(self, net, other, name, role="decides"):
-        """Check that two nets have the same count of something in their summaries."""
-        words = name.replace("_", "-")
-        if net not in self.records or other not in self.records:
-            return self.missing(net, other)._replace(role=role)
-        ours, theirs = (self.records[each][0].summary[name] for each in (net, other))
-        text = f"{net} has {ours:,} {words}, {other} {'as many' if ours == theirs else f'{theirs:,}'}"
-        return Check("holds" if ours == theirs else "fails", text, None, (net, other), role)
-
-    def by_depth(self, kind, wanted, measured, falling):
-        """Check the deepest net against the shallowest, and every net against the next one, which may only veto."""
-        nets = [f"{kind}-{depth}" for depth in self.depths(kind, wanted)]
-        ends = [f"{kind}-{wanted[0]}", f"{kind}-{wanted[-1]}"]
-        absent = [net for net in ends if net not in nets]
-        pairs = [(nets[0], nets[-1])] if len(nets) > 1 else []
-        checks = [self.lower(*(pair[::-1] if falling else pair), measured) for pair in pairs]
+    def judge(self, row):
+        """The ``Finding`` of a ``Comparison``. Where a run of one of its nets diverged, it is unclear: the others are
+        the lucky ones.
+        """
+        values = {net: self.values(net, row.metric) for net in row.nets}
+        diverged = self.diverged_in_words(row.nets)
+        absent = tuple(net for net in row.nets if not self.has(net))
         if absent:
-            checks.append(self.missing(*absent))
-        pairs = itertools.pairwise(nets) if len(nets) > 2 else ()
-        return checks + [self.lower(*(pair[::-1] if falling else pair), measured, role="veto") for pair in pairs]
-
-    def pair(self, depths):
-        """The plain and the residual net of the deepest of these depths at which both were run, or else one of them."""
-        names = [(f"plain-{depth}", f"resnet-{depth}") for depth in depths]
-        return max(names, key=lambda pair: (sum(map(self.run, pair)), names.index(pair)))
-
-    def mean(self, net, measured):
-        return mean_of(self.values(net, measured))
-
-    def layers(self, net):
-        """Of every run of a net, the table of its layers, if these were measured."""
-        return [record.layers for record in self.records.get(net, ()) if len(record.layers)]
-
-    def lost(self, *nets):
-        """In words, of which of these nets runs diverged."""
-        counted = [(net, self.diverged[net]) for net in nets if net in self.diverged]
-        return [f"{count} run{'s' if count > 1 else ''} of {net} diverged" for net, count in counted]
-
-    def every(self, good, text, net, runs):
-        """The check that something holds in every run of a net, as long as none diverged."""
-        lost = self.lost(net)
-        outcome = "unclear" if lost else "holds" if good else "fails"
-        return Check(outcome, f"{text} ({'; '.join([counts(range(runs)), *lost])})", runs, (net,), "needed")
-
-    def missing(self, *nets):
-        """The check that has no values of one of these nets: unclear if that is because its runs diverged."""
-        lost = [net for net in nets if net not in self.records and net in self.diverged]
-        if lost and all(map(self.run, nets)):
-            return Check("unclear", f"{' and '.join(self.lost(*lost))}, no other is there to compare", nets=tuple(nets))
-        absent = tuple(net for net in nets if not self.run(net))
-        text = f"not run: {', '.join(absent)}" if absent else f"not measured: {' or '.join(nets)}"
-        return Check("missing", text, nets=absent)
-
-    def _paired(self, net, other):
-        """McNemar's exact test of every pair of runs with equal seeds, whose predictions are of the same images."""
-        found, images = [], 0
-        for one in self.records[net]:
-            for two in self.records[other]:
-                first, second = one.predictions, two.predictions
-                if one.run.seed == two.run.seed and len(first) and first["label"].equals(second["label"]):
-                    right, too = (table["predicted"] == table["label"] for table in (first, second))
-                    only = int((right & ~too).sum()), int((~right & too).sum())
-                    found.append(stats.binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0)
-                    images = len(first)
-        if not found:
-            return None
-        differ = sum(value < 1 - CONFIDENCE for value in found)
-        if len(found) == 1:
-            value = f"= {found[0]:.2g}" if found[0] >= 1e-300 else "< 1e-300"  # as small as a float holds
-            return Paired(differ, 1, f"paired test on the same {images:,} images: p {value}")
-        text = f"paired tests on the same {images:,} images: p < 0.05 for {differ} of {len(found)} seeds"
-        return Paired(differ, len(found), text)
+            return Finding("missing", f"not run: {', '.join(absent)}", nets=absent, role=row.role)
+        if not all(values.values()):
+            if diverged:
+                text = f"{' and '.join(diverged)}, so there is no {row.metric.name} to compare"
+                return Finding("unclear", text, nets=row.nets, role=row.role)
+            return Finding("missing", f"{row.metric.name} not measured: {' or '.join(row.nets)}", role=row.role)
+        outcome, text, notes = _bounded(row, values) if row.kind in BOUNDS else _compared(row, values)
+        notes = [_counts(values)] * row.metric.seeded + notes + diverged
+        text += f" ({'; '.join(notes)})" if notes else ""
+        runs = min(map(len, values.values())) if row.metric.seeded else None
+        return Finding("unclear" if diverged else outcome, text, runs, row.nets, row.role)
 
 
-class Paired(NamedTuple):
-    """How many pairs of runs differ, of how many, in words."""
+def _bounded(row, values):
+    """Outcome, text and notes of a row whose bound every run must satisfy; the text gives the worst of them."""
+    worst = (min if row.kind == "at least" else max)(values[row.net])
+    text = f"the {row.metric.name} of {row.net} is {row.metric.shown(worst)}"
+    outcome = "holds" if BOUNDS[row.kind](worst, row.other) else "fails"
+    return outcome, text, [f"{row.kind} {row.metric.shown(row.other)} required"]
 
-    differ: int
-    pairs: int
-    text: str
 
-    @property
-    def all_differ(self):
-        return self.differ == self.pairs
+def _compared(row, values):
+    """Outcome, text and notes of a row that compares a net with another one, or with a number of the paper's."""
+    metric, ours, theirs = row.metric, values[row.net], values.get(row.other, [row.other])
+    several = metric.seeded and min(map(len, values.values())) > 1
+    difference = mean_of(ours) - mean_of(theirs)
+    low, high = difference - metric.one_run, difference + metric.one_run
+    notes, within = [], row.within
+    if several:
+        low, high = _interval(ours, theirs)
+        shown = [metric.shown(end, "") for end in ((low, high) if difference > 0 else (-high, -low))]
+        notes.append(f"95 % interval {shown[0]} to {shown[1]}")
+    if row.baseline:
+        within = max(0, mean_of(values[row.baseline]) - mean_of(theirs)) / 2
+    if row.kind == EQUAL and metric.seeded:
+        gain = f", half of the gain over {row.baseline}," if row.baseline else ""
+        notes.append(f"at most {metric.shown(within, metric.points)}{gain} required")
+    elif row.kind == NOT_HIGHER:
+        notes.append("required: not clearly higher")
+    text = f"the {metric.name} of {row.net} is {metric.shown(mean_of(ours))}, {_apart(metric, difference)} "
+    text += f"the {metric.shown(mean_of(theirs))} of {row.other if isinstance(row.other, str) else 'the paper'}"
+    return _outcome(row, low, high, within, several), text, notes
+
+
+def _outcome(row, low, high, within, several):
+    """What the interval of a difference says; single runs can refute that two nets are equal, but never show it."""
+    if row.kind == EQUAL:
+        if low > within or high < -within:
+            return "fails"
+        return "holds" if (several or not row.metric.seeded) and -within <= low and high <= within else "unclear"
+    if low == high:  # no spread at all: small counts of errors may agree by chance
+        low, high = low - row.metric.one_run, high + row.metric.one_run
+    if row.kind == NOT_HIGHER:
+        return "fails" if low > 0 else "holds"
+    return "holds" if high < 0 else "fails" if low > 0 else "unclear"
+
+
+def _apart(metric, difference):
+    if metric.shown(abs(difference)) == metric.shown(0):
+        return "the same as"
+    return f"{metric.shown(abs(difference), metric.points)} {'lower' if difference < 0 else 'higher'} than"
+
+
+def _counts(values):
+    """The numbers of runs in words."""
+    numbers = [len(each) for each in values.values()]
+    words = ["one run" if number == 1 else f"{number} runs" for number in numbers]
+    if len(words) == 1:
+        return words[0]
+    return f"{words[0]} each" if len(set(words)) == 1 else f"{', '.join(map(str, numbers[:-1]))} and {words[-1]}"
 
 
 def mean_of(values):
     return sum(values) / len(values)
 
 
-def _interval(one, other):
-    """The 95 % confidence interval of the difference of two means, variances not assumed equal (Welch)."""
-    if len(set(one)) == len(set(other)) == 1:
-        return (one[0] - other[0],) * 2
+def _interval(ours, theirs):
+    """The 95 % confidence interval of the difference of two means, or of a mean from the only value of ``theirs``."""
+    if len(theirs) == 1:
+        return tuple(end - theirs[0] for end in interval_of_mean(ours))
+    if len(set(ours)) == len(set(theirs)) == 1:
+        return (ours[0] - theirs[0],) * 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # scipy's, where all values of one side are equal
-        return tuple(map(float, stats.ttest_ind(one, other, equal_var=False).confidence_interval(CONFIDENCE)))
+        return tuple(map(float, stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(CONFIDENCE)))
 
 
 def interval_of_mean(values):
@@ -300,27 +213,27 @@ def interval_of_mean(values):
     return tuple(map(float, stats.ttest_1samp(values, 0).confidence_interval(CONFIDENCE)))
 
 
-def counts(ours, theirs=None):
-    """The numbers of runs in words."""
-    if theirs is None:
-        return "one run" if len(ours) == 1 else f"{len(ours)} runs"
-    if len(ours) == len(theirs):
-        return f"{counts(ours)} each"
-    return f"{len(ours)} and {len(theirs)} runs"
+# Under the paper's conditions; under all others nothing can be reproduced, only be consistent with the paper or not.
+AS_PAPER = ("reproduced", "partly", "not reproduced")
+ELSEWHERE = ("consistent", "mixed", "inconsistent")
+VERDICTS = (*AS_PAPER, *ELSEWHERE, "inconclusive", "not attempted")
+RULES = (
+    "Reproduced: all required and supporting comparisons of a criterion hold, each over at least two runs per net. "
+    "Partly: some required ones hold, but with single runs, or with others missing, unclear or failed. Not reproduced: "
+    "some required ones fail and none hold. Inconclusive: none hold or fail. These words are for the paper's own "
+    "conditions. Runs under other conditions (fewer iterations, other images, other nets) are judged by the same "
+    "criteria, but separately: as consistent with the claim, mixed, or inconsistent with it."
+)
 
 
-def verdict(checks):
-    """What checks amount to.
-
-    Reproduced: all that decide or are needed hold, each by two runs a net or more, and there is no veto. Partly: some
-    that decide hold, but by single runs, or with others missing, unclear or failed. Not reproduced: of those that
-    decide some fail, none hold. Inconclusive: none hold or fail. Not attempted: none could be made.
-    """
-    deciding = {check.outcome for check in checks if check.role == "decides"}
-    counted = [check for check in checks if check.role != "veto" or check.outcome == "fails"]
-    if not deciding - {"missing"}:
+def verdict(findings, as_paper):
+    """What the findings of a claim add up to, one of ``VERDICTS``; see ``RULES``."""
+    required = {each.outcome for each in findings if each.role == "required"}
+    yes, partly, no = AS_PAPER if as_paper else ELSEWHERE
+    if required <= {"missing"}:
         return "not attempted"
-    if "holds" not in deciding:
-        return "not reproduced" if "fails" in deciding else "inconclusive"
-    sure = all(check.runs is None or check.runs > 1 for check in counted)
-    return "reproduced" if {check.outcome for check in counted} == {"holds"} and sure else "partly"
+    if "holds" not in required:
+        return no if "fails" in required else "inconclusive"
+    counted = [each for each in findings if each.role != NOT_HIGHER or each.outcome == "fails"]
+    certain = all(each.outcome == "holds" and (each.runs is None or each.runs > 1) for each in counted)
+    return yes if certain else partly

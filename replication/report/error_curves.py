@@ -16,7 +16,7 @@ STYLES = {
 
 
 def save_figure(figure, folder, name):
-    """Write ``<name>.png`` and ``<name>.svg``; the same figure gives the same bytes."""
+    """Write ``<name>.png`` and ``<name>.svg``; the same figure always gives the same bytes."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     options = {"dpi": 150, "bbox_inches": "tight"}
@@ -33,7 +33,7 @@ def curves(records, panels, stacked=False):
     ``panels``: titles, each with the names of its nets and the errors to show (keys of ``STYLES``). The training error
     is thin and dashed, the test error bold, over iterations; several seeds are shown as their mean with a band from the
     lowest to the highest. Nets without a record are left out.
-    Raises ValueError for no records at all, and for records of different conditions: these are no seeds of one another.
+    Raises ValueError for no records, and for records of different conditions: those are not seeds of one another.
     """
     conditions = conditions_of(records)
     histories = _histories(records)
@@ -81,7 +81,7 @@ def figure_4(records):
 
 
 def speeds(table):
-    """Images per second of the common loop and of ours, one panel for each net; ``table`` as of ``speed.summarized``.
+    """Images per second of the common loop and of ours, a panel for each net; ``table`` as of ``benchmark.summarized``.
 
     Bars are medians, lines run from the slowest round to the fastest.
     """
@@ -107,7 +107,7 @@ def speeds(table):
 
 
 def _histories(records):
-    """All histories below each other, training and test error as rows of their own."""
+    """All histories as one long table, with a row for each training error and each test error."""
     parts = []
     for record in records:
         history = record.history.rename(columns=ERRORS)
@@ -119,7 +119,7 @@ def _histories(records):
 def _top(histories, nets):
     """The upper end of the error axis: like the paper's, it leaves out the first part of training.
 
-    All are in it that nets have before the first division of the rate, on the average, and each run in the end.
+    It includes every net's median error shortly before the rate is first divided, and every run's final error.
     """
     shown = histories[histories["net"].isin(nets)]
     part = shown["iteration"] / shown["iteration"].max()
@@ -130,7 +130,7 @@ def _top(histories, nets):
 
 
 def _panel(axes, histories, nets, parts):
-    """Draw nets from light, the first, to dark, the last: the order of lightness is read in grey, too."""
+    """Draw the nets from light (first) to dark (last), so that their order also shows in greyscale."""
     last = max(1, len(nets) - 1)
     colours = {net: plt.get_cmap("viridis")(0.65 * (1 - place / last)) for place, net in enumerate(nets)}
     ends = {}
@@ -148,7 +148,7 @@ def _panel(axes, histories, nets, parts):
 
 
 def _apart(ends, low, high):
-    """Where to name each curve: at its end, moved up where two names would overlap, within the axis."""
+    """Heights of the labels: at the ends of the curves, moved up where two would overlap, within the axis."""
     gap, place, places = 0.055 * (high - low), low - high, {}
     order = sorted(ends, key=ends.get)
     for number, net in enumerate(order):

@@ -4,21 +4,30 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from replication.report.claims import scorecard
-from replication.report.comparisons import gradient_gain, mean_residual, mean_response
-from replication.report.tables import LOOKS, conditions_of, write_table
+from replication.report.metrics import gradient_gain, mean_residual, mean_response
+from replication.report.tables import conditions_of, group, spread
 from replication.runs.records import ended
+
+WORDS = {
+    "response": "mean response",
+    "gain_start": "gradient ratio: at the start",
+    "gain_least": "lowest afterwards",
+    "gain_most": "highest afterwards",
+    "weights": "largest growth of weights",
+    "variance": "least variance entering",
+    "residual": "residual functions relative to shortcuts",
+}
 
 
 def table(records):
     """What the layers of each net show: a row for each net, every number the mean over its runs.
 
     Columns: net; n, the number of runs; response, the mean over all 3x3 layers of the standard deviation of their
-    responses at the end of training (Fig. 7), and its standard deviation over the runs; gain_start, gain_least and
-    gain_most, how many times larger the gradients of the first five 3x3 layers are than those of the last five, at the
-    start and, at the least and at the most, afterwards; weights, by how much the weights of that layer grew that grew
-    most; variance, the least of what enters a 3x3 layer; residual, the mean size of a residual function relative to
-    what the shortcut passes on, at the end.
+    responses at the end of training (Fig. 7); gain_start, gain_least and gain_most, the norm of the gradients of the
+    first five 3x3 layers relative to the last five, at the start and, its lowest and its highest value, afterwards;
+    weights, by what factor the weights of any layer grew at most; variance, the least of any 3x3 layer's input;
+    residual, the mean size of a residual function relative to what the shortcut passes on, at the end. For each also
+    ``_std``, the standard deviation over the runs, and ``_values``, those of all runs as text.
     """
     rows = []
     for record in _measured(records):
@@ -37,61 +46,24 @@ def table(records):
                 "residual": mean_residual(layers),
             }
         )
-    groups = pd.DataFrame(rows).groupby("net", sort=False)
-    means = groups.mean()
-    means.insert(0, "n", groups.size())
-    means.insert(2, "response_std", groups["response"].std())
-    return means.reset_index()
-
-
-WORDS = {
-    "response": "mean response",
-    "gain_start": "gradients, first / last five layers: at the start",
-    "gain_least": "least afterwards",
-    "gain_most": "most afterwards",
-    "weights": "largest growth of weights",
-    "variance": "least variance entering",
-    "residual": "residual functions relative to shortcuts",
-}
+    return pd.DataFrame(group(rows, ["net"], WORDS, ".3g"))
 
 
 def readable(measured):
     """A table of ``table`` for the eye."""
     shown = {"net": measured["net"], "runs": measured["n"]}
     for name, words in WORDS.items():
-        shown[words] = [f"{value:.3g}" if pd.notna(value) else "–" for value in measured[name]]
+        shown[words] = [spread(row, name, ".3g") for row in measured.to_dict("records")]
     return pd.DataFrame(shown)
-
-
-def styled(measured):
-    """``readable`` for a notebook."""
-    return readable(measured).style.hide().set_table_styles(LOOKS)
-
-
-def save_table(measured, folder):
-    """Write a table of ``table``: all numbers to ``table.csv``, ``readable`` to ``table.md``."""
-    text = readable(measured).to_markdown(index=False, disable_numparse=True)
-    write_table(measured, text + "\n", folder)
-
-
-def findings(records):
-    """What the records say on claims 5 and 10: a list of sentences, each claim's verdict first."""
-    card = scorecard(records)
-    lines = []
-    for row in card[card["claim"].isin((5, 10)) & (card["verdict"] != "not attempted")].itertuples():
-        lines += [f"{row.name}: {row.verdict} ({row.conditions}).", *(f"  {sentence}" for sentence in row.found)]
-    _, diverged = ended(records)
-    lines += [f"{count} of the runs of {net} diverged and are left out." for net, count in diverged.items()]
-    return lines or ["These nets do not decide claims 5 and 10: see paper.CLAIMS for what is compared."]
 
 
 def figure_7(records):
     """Fig. 7: standard deviations of the responses of all 3x3 layers at the end of training.
 
-    Above in the order of the layers, below from the largest to the smallest. Plain nets are dashed. Several seeds are
-    shown as their mean. Raises ValueError for records of different conditions and for those without layers.
+    Top: in layer order; bottom: from the largest to the smallest. Plain nets are dashed. Several seeds are shown as
+    their mean. Raises ValueError for records of different conditions and for those without layers.
     """
-    layers = _means(records)
+    layers = _mean_layers(records)
     last = layers[(layers["kind"] == "3x3 conv") & (layers["iteration"] == layers["iteration"].max())]
     order = {net: rows["response_std"].to_numpy() for net, rows in last.groupby("net", sort=False)}
     panels = {
@@ -104,12 +76,12 @@ def figure_7(records):
             _lines(axes, {net: (range(1, len(values) + 1), values) for net, values in lines.items()})
             axes.set(title=title, ylabel="standard deviation")
         rows[-1].set(xlabel="3x3 layer")
-        return _finished(figure, rows, records)
+        return _with_legend(figure, rows, records)
 
 
 def gradients(records):
-    """Norms of the gradients by layer at the start and at the end; how the first layers' compare to the last ones'."""
-    layers = _means(records)
+    """Gradient norms by layer, at the start and at the end; and those of the first layers relative to the last."""
+    layers = _mean_layers(records)
     layers = layers[layers["kind"] == "3x3 conv"]
     gains = {net: gradient_gain(rows) for net, rows in layers.groupby("net", sort=False)}
     with _style():
@@ -120,19 +92,19 @@ def gradients(records):
         panels[2].axhline(1, color="0.4", linewidth=0.8)
         panels[2].set(title="along training", xlabel="iterations", ylabel="first five layers / last five layers")
         panels[2].xaxis.set_major_formatter("{x:,.0f}")
-        return _finished(figure, panels, records)
+        return _with_legend(figure, panels, records)
 
 
 def signals(records):
-    """Variances of what enters the blocks, and norms of the weights of all 3x3 layers, at the start and at the end."""
-    layers = _means(records)
+    """Variances of the inputs of blocks, and weight norms of all 3x3 layers, at the start and at the end."""
+    layers = _mean_layers(records)
     blocks = layers[layers["name"].str.match(r"layer.*conv1$")]
     with _style():
         figure, panels = plt.subplots(2, 2, figsize=(12, 8), sharex="row", sharey="row")
         _at_start_and_end(panels[0], blocks, "signal_variance", "variance of what enters", "block")
         weights = layers[layers["kind"] == "3x3 conv"]
         _at_start_and_end(panels[1], weights, "weight_norm", "norm of the weights", "3x3 layer")
-        return _finished(figure, panels.flat, records)
+        return _with_legend(figure, panels.flat, records)
 
 
 def residuals(records):
@@ -140,18 +112,18 @@ def residuals(records):
 
     None where no net is residual.
     """
-    layers = _means(records).dropna(subset="residual_ratio")
+    layers = _mean_layers(records).dropna(subset="residual_ratio")
     if layers.empty:
         return None
     with _style():
         figure, panels = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
         _at_start_and_end(panels, layers, "residual_ratio", "F(x) relative to the shortcut", "block", log=False)
         panels[0].set_ylim(bottom=0)
-        return _finished(figure, panels, records)
+        return _with_legend(figure, panels, records)
 
 
 def _measured(records):
-    """The records of runs that came to their end, all of which must have had their layers measured."""
+    """The records of runs that did not diverge; raises ValueError unless all have their layers measured."""
     conditions_of(records)
     records, diverged = ended(records)
     if not records:
@@ -159,13 +131,13 @@ def _measured(records):
     without = [record.run.id for record in records if record.layers.empty]
     if without:
         raise ValueError(
-            f"{', '.join(without)}: recorded before layers were measured, remove the folder to train it anew"
+            f"{', '.join(without)}: recorded before layers were measured; remove its folder to train it again"
         )
     return records
 
 
-def _means(records):
-    """The layers of each net at each measurement, the mean over its runs."""
+def _mean_layers(records):
+    """The layers of each net at each measurement, averaged over its runs."""
     every = pd.concat([record.layers.assign(net=record.net) for record in _measured(records)])
     return every.groupby(["net", "iteration", "layer", "name", "kind"], sort=False, as_index=False).mean()
 
@@ -183,7 +155,7 @@ def _at_start_and_end(panels, layers, column, ylabel, xlabel, log=True):
 
 
 def _lines(axes, lines, log=None):
-    """A line a net; plain nets are dashed. Left open, the axis is logarithmic where values lie far apart."""
+    """One line per net, dashed for plain nets. If ``log`` is None, the axis is logarithmic for values far apart."""
     values = pd.concat([pd.Series(y) for _, y in lines.values()])
     if values.max() > 10 * values.median() if log is None else log:
         axes.set_yscale("log")
@@ -191,8 +163,8 @@ def _lines(axes, lines, log=None):
         axes.plot(x, y, label=net, linewidth=1.8, linestyle="--" if "plain" in net else "-")
 
 
-def _finished(figure, panels, records):
-    """The figure with a colour for each net, one legend for all panels, its conditions above."""
+def _with_legend(figure, panels, records):
+    """The figure with a colour for each net, one legend for all panels, and its conditions above."""
     nets = list(dict.fromkeys(record.net for record in records))
     colours = dict(zip(nets, sns.color_palette("colorblind", len(nets)), strict=True))
     named = {}

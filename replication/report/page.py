@@ -1,83 +1,114 @@
-"""The scorecard for people: its page, its table in the README, and what both say at the top."""
+"""The scorecard for people: its page, its tables in the README, and what both say at the top."""
 
-import base64
 import os
-import re
 from pathlib import Path
 
-import jinja2
+import nbformat.v4
 import pandas as pd
-from markupsafe import Markup, escape
+from nbconvert import HTMLExporter
 
 from replication import report
 from replication.engine.files import write
 from replication.paper import CLAIMS, FIGURE_7, TABLE_6
 from replication.report import layers
 from replication.report.claims import THEIRS
-from replication.report.comparisons import VERDICTS
-from replication.report.tables import KINDS
+from replication.report.comparisons import RULES, VERDICTS
+from replication.report.tables import KINDS, in_markdown, markdown, spread
 from replication.runs.records import all_finished, by_conditions, ended, json_text, read_json
 
-ROOT = Path(__file__).parents[2]  # of the source tree: README and notebooks lie there
-DATA = {
-    "digits": "scikit-learn's handwritten digits, 8x8 pixels",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "imagenet": "ImageNet",
-}
+ROOT = Path(__file__).parents[2]  # of the source tree, with its README, docs and notebooks
+PUBLISHED = ROOT / "results" / "published"
+JUDGED = ("published", "own", "both")
+HEAD = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Deep Residual Learning, a replication: the scorecard</title>
+<style>
+body { max-width: 76rem; margin: 0 auto; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: #1c1e21; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1rem; margin-top: 2rem; }
+table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #d9dde1; vertical-align: top; }
+ul { padding-left: 1.2rem; } li { margin: .3rem 0; } img { width: 100%; max-width: 60rem; }
+.anchor-link { display: none; }
+</style>
+</head>
+<body>
+"""
 
 
-def everything(results="results"):
-    """All records of a folder but smoke tests', and the errors of an ensemble that ``6_imagenet`` left there."""
-    records = [record for record in all_finished(results) if record.run.recipe != "smoke"]
-    return records, read_json(Path(results) / "6_imagenet" / "evaluations.json")
+def everything(results="results", judged="published"):
+    """The records to judge, smoke tests left out, and the errors of an ensemble that ``6_imagenet`` left beside them.
+
+    judged: "published", those that come with this repository; "own", those in ``results``; or "both", where an own
+    record takes the place of a published one of the same run. If ``results`` is a ``results/published``, that is the
+    published ones. Raises ValueError for another ``judged``.
+    """
+    if judged not in JUDGED:
+        raise ValueError(f"judged {judged!r}: choose {', '.join(JUDGED)}")
+    results = Path(results)
+    published = results if _is_published(results) else PUBLISHED
+    folders = {"published": [published], "own": [results], "both": [published, results]}[judged]
+    records, evaluations = {}, {}
+    for folder in folders:
+        records |= {record.run.id: record for record in all_finished(folder) if record.run.recipe != "smoke"}
+        evaluations |= read_json(folder / "6_imagenet" / "evaluations.json")
+    return [record for _, record in sorted(records.items())], evaluations
+
+
+def _is_published(results):
+    return results.resolve().parts[-2:] == PUBLISHED.parts[-2:]
+
+
+def sources(records):
+    """In words, how many of the records come with this repository and how many are one's own."""
+    published = sum(_is_published(record.folder.parent.parent) for record in records)
+    counts = {"published with this repository": published, "of your own": len(records) - published}
+    parts = [f"{count} run{'s' if count > 1 else ''} {whose}" for whose, count in counts.items() if count]
+    return f"Judged from {' and '.join(parts) or 'no runs'}."
 
 
 def summary(card, records):
     """What a scorecard says at a glance: a dict.
 
-    answer: a sentence on the paper's own conditions, since runs under others say nothing on its numbers;
-    claims: {number: {conditions: verdict}}, first under the paper's;
-    runs: for each set of conditions the number of runs and nets, hours of training, hardware, verdicts in words.
+    judged: whose records; answer: a sentence on the paper's own conditions, since runs under others say nothing about
+    its numbers; claims: {number: {conditions: verdict}}, first under the paper's; runs: as of ``runs_table``.
     """
-    seen = readable(card)
-    tested = card[card["verdict"] != "not attempted"]
-    claims = {row[0]: dict(zip(seen.columns[2:], row[2:], strict=True)) for row in seen.to_numpy().tolist()}
-    runs = _runs(records)
-    for row in runs:
-        row["found"] = _counted(tested[tested["conditions"] == row["conditions"]])
-    return {"answer": _answer(card), "claims": claims, "runs": runs}
+    rows = readable(card).rename(columns={"": "number"}).drop(columns="claim").set_index("number")
+    runs = _cells(runs_table(card, records))
+    return {"judged": sources(records), "answer": answer(card), "claims": rows.to_dict("index"), "runs": runs}
 
 
-def _answer(card):
-    alike = card[card["as_paper"] & (card["verdict"] != "not attempted")]
-    if alike.empty:
+def answer(card):
+    """Whether the paper was reproduced, in a sentence."""
+    tested = card[card["as_paper"] & (card["verdict"] != "not attempted")]
+    if tested.empty:
         return f"Not yet: none of the paper's {len(CLAIMS)} claims was tested under its own conditions."
-    return f"Under its own conditions, {_counted(alike)} of {len(CLAIMS)} claims."
-
-
-def runs_table(card, records):
-    """What was run: a row for each set of conditions, with its verdicts."""
-    return pd.DataFrame(summary(card, records)["runs"])
+    return f"Under its own conditions, {_counted(tested)} of {len(CLAIMS)} claims."
 
 
 def _counted(rows):
-    counts = rows.groupby("verdict")["claim"].nunique()
+    counts = rows[rows["verdict"] != "not attempted"].groupby("verdict")["claim"].nunique()
     return ", ".join(f"{counts[each]} {each}" for each in VERDICTS if each in counts) or "no claim tested"
 
 
-def _runs(records):
+def runs_table(card, records):
+    """What was run: a row for each set of conditions, with hours of training, hardware and verdicts."""
     rows = []
     for _, conditions, members in by_conditions(records):
-        machines = dict.fromkeys(_machine(record.environment) for record in members)
-        hours = sum(record.summary["seconds"] for record in members) / 3600
-        nets = len({record.net for record in members})
-        data = DATA.get(members[0].run.dataset, "a folder of images")
-        row = {"conditions": conditions, "data": data, "runs": len(members), "nets": nets, "hours": round(hours, 2)}
-        diverged = sum(ended(members)[1].values())
-        row |= {"diverged": diverged} if diverged else {}
-        rows.append(row | {"hardware": ", ".join(machines)})
-    return rows
+        rows.append(
+            {
+                "conditions": conditions,
+                "runs": len(members),
+                "diverged": sum(ended(members)[1].values()),
+                "nets": len({record.net for record in members}),
+                "hours": round(sum(record.summary["seconds"] for record in members) / 3600, 2),
+                "hardware": ", ".join(dict.fromkeys(_machine(record.environment) for record in members)),
+                "verdicts": _counted(card[card["conditions"] == conditions]),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _machine(environment):
@@ -87,23 +118,17 @@ def _machine(environment):
 
 
 def distances(records):
-    """Ours beside Table 6, as far as it was run under the paper's conditions: a row for each of its nets.
+    """Ours beside Table 6, as far as it was run under the paper's conditions: a row for each of its nets and precision.
 
     Errors are in percent, distances in points; ours are the mean and the standard deviation over n runs.
     """
-    table = report.errors(records, TABLE_6.errors)
-    table = table[table["net"].isin(list(TABLE_6.errors)) & (table["comparable"] | (table["n"] == 0))]
-    rows = []
-    for net, paper in TABLE_6.errors.items():
-        found = table[(table["net"] == net) & (table["n"] > table["diverged"])]
-        for row in found.itertuples():
-            ours = {"ours": row.test_error, "std": row.test_error_std, "n": row.n - row.diverged}
-            ours["precision"] = row.precision
-            rows.append({"net": net, "paper": paper} | ours | {"distance": row.test_error - paper})
-        if found.empty:
-            rows.append({"net": net, "paper": paper, "n": 0})
-    columns = ["net", "paper", "ours", "std", "distance", "n", "precision"]
-    return pd.DataFrame(rows, columns=columns)
+    table = report.errors(records)
+    table = table.assign(n=table["n"] - table["diverged"], distance=table["test_error"] - table["paper_error"])
+    names = {"test_error": "ours", "test_error_std": "ours_std", "test_error_values": "ours_values"}
+    table = table[table["comparable"] & (table["n"] > 0)].rename(columns=names)
+    nets = pd.DataFrame({"net": list(TABLE_6.errors), "paper": list(TABLE_6.errors.values())})
+    table = nets.merge(table[["net", *names.values(), "distance", "n", "precision"]], how="left", on="net")
+    return table.astype({"n": "Int64"}).fillna({"n": 0})
 
 
 def readable(card):
@@ -114,16 +139,30 @@ def readable(card):
     return shown.reindex(columns=places).fillna("–").reset_index().rename(columns={"claim": "", "name": "claim"})
 
 
-def markdown(card):
-    """``readable`` as a table in Markdown."""
-    shown = readable(card)
-    aligned = ["right"] + ["left"] * (shown.shape[1] - 1)
-    return shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
+def sections(card, records, folder):
+    """The scorecard in Markdown, by the titles of its sections; links are those from ``folder``."""
+    matrix = readable(card)
+    table_6 = distances(records)
+    table_6["ours"] = [spread(row, "ours") for row in table_6.to_dict("records")]
+    table_6["distance"] = table_6["distance"].map("{:+.2f}".format, na_action="ignore")
+    runs = runs_table(card, records)
+    return {
+        "Was the paper reproduced?": f"{answer(card)} {sources(records)}\n\n{markdown(matrix, 99)}\n\n{RULES}",
+        "What was run": f"{markdown(runs, 99)}\n\nHours are the sum over all runs, several of which may have been "
+        "trained side by side."
+        if records
+        else "Nothing has been run yet.",
+        "The claims one by one": listing(card, folder),
+        "Distances to Table 6": "CIFAR-10 test errors in percent after 64,000 iterations; the paper's error of "
+        "ResNet-110 is the best of five runs. Only runs under the paper's conditions are shown.\n\n"
+        + markdown(table_6.drop(columns=["ours_std", "ours_values"])),
+        "What differs from the paper, and why": deviations(),
+    }
 
 
 def listing(card, folder):
-    """The claims one by one in Markdown: criteria, verdicts, what was found; links are those from ``folder``."""
-    notebooks, lines = _notebooks(folder), []
+    """The claims one by one in Markdown: criteria, verdicts and what was found; links are those from ``folder``."""
+    notebooks, lines = Path(os.path.relpath(ROOT / "notebooks", folder)).as_posix(), []
     for number, rows in card.groupby("claim", sort=False):
         first = rows.iloc[0]
         lines += [f"### {number}. {first['name']}", f"{first['statement']} (Section {first['section']})"]
@@ -131,22 +170,11 @@ def listing(card, folder):
         if first["notebook"]:
             lines[-1] += f" Notebook: [{first['notebook']}]({notebooks}/{first['notebook']}.ipynb)."
         for row in rows.itertuples():
-            records = "; ".join(_linked(row.records))
-            lines.append(
-                f"- **{row.verdict}**, {row.conditions}: {' '.join(row.found)}"
-                + (f" Records: {records}." * bool(records))
-            )
+            runs = ", ".join(f"{count} of {net}" for net, count in row.nets.items()).replace("resnet-", "ResNet-")
+            items = [f"- **{row.verdict}**, {row.conditions}" + (f" ({runs})" if runs else "")]
+            items += [f"  - {sentence}" for sentence in row.found]
+            lines.append(in_markdown("\n".join(items)))
     return "\n\n".join(lines)
-
-
-def _linked(names):
-    """By net, links to its records: "plain-20, seeds [0](...), [1](...)"."""
-    seeds = {}
-    for name in names:
-        net, *options, seed = name.split("__")
-        net += " without warm-up" if "warmup-False" in options else ""
-        seeds.setdefault(net, []).append(f"[{seed.removeprefix('seed-')}](../runs/{name}/summary.json)")
-    return [f"{net}, seed{'s' if len(links) > 1 else ''} {', '.join(links)}" for net, links in seeds.items()]
 
 
 def figures(records, folder):
@@ -154,23 +182,23 @@ def figures(records, folder):
 
     Returns {caption: file's name without its ending}.
     """
-    saved = {}
+    names = {}
     for number, (_, conditions, members) in enumerate(by_conditions(records), start=1):
         panels = {words: _by_depth(members, kind) for kind, words in KINDS.items()}
         panels = {words: nets for words, nets in panels.items() if nets}
         if panels:
             report.save_figure(report.figure_6(members, panels, stacked=True), folder, f"errors_{number}")
-            saved[f"Training error (dashed) and test error (bold): {conditions}."] = f"errors_{number}"
-        kept, _ = ended(members)
-        measured = [record for net in FIGURE_7 for record in kept if record.net == net and len(record.layers)]
+            names[f"Training error (dashed) and test error (bold): {conditions}."] = f"errors_{number}"
+        finite, _ = ended(members)
+        measured = [record for net in FIGURE_7 for record in finite if record.net == net and len(record.layers)]
         if measured:
             report.save_figure(layers.figure_7(measured), folder, f"responses_{number}")
-            saved[f"Standard deviations of layer responses, as Fig. 7: {conditions}."] = f"responses_{number}"
-    return saved
+            names[f"Standard deviations of layer responses, as in Fig. 7: {conditions}."] = f"responses_{number}"
+    return names
 
 
 def _by_depth(records, kind):
-    """The nets of a kind, each as the paper has it: without those of other shortcuts or without warm-up."""
+    """The nets of a kind, each as in the paper: without those of other shortcuts or without warm-up."""
     depths = {record.run.name.depth for record in records if record.net == f"{kind}-{record.run.name.depth}"}
     return [f"{kind}-{depth}" for depth in sorted(depths)]
 
@@ -182,64 +210,40 @@ def save(card, records, folder, figures=()):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    said, rows, seen, table_6 = summary(card, records), card.to_dict("records"), readable(card), distances(records)
-    told = {"summary": said, "table_6": _plain(table_6), "verdicts": rows}
-    write(folder / "scorecard.json", json_text(told))
-    write(folder / "table.csv", _flat(card).to_csv(index=False, lineterminator="\n"))
-    write(folder / "table.md", f"{markdown(card)}\n\n{listing(card, folder)}\n")
-    for row in rows:
-        row["conditions"] = (
-            f"{THEIRS}: {row['conditions']}" if row["as_paper"] and row["records"] else row["conditions"]
-        )
-    by_claim = {number: [row for row in rows if row["claim"] == number] for number in CLAIMS}
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
-    template = environment.from_string((Path(__file__).parent / "page.html").read_text())
-    text = template.render(
-        summary=said,
-        places=list(seen.columns[2:]),
-        matrix=seen.to_numpy().tolist(),
-        claims=[found[0] for found in by_claim.values()],
-        rows=by_claim,
-        distances=table_6.to_dict("records"),
-        deviations=_items(deviations()),
-        figures={caption: _picture(folder / f"{name}.svg") for caption, name in dict(figures).items()},
-        notebooks=_notebooks(folder),
-        runs="../runs",
-    )
-    write(folder / "index.html", text)
+    contents = {"summary": summary(card, records), "table_6": _cells(distances(records)), "verdicts": _cells(card)}
+    write(folder / "scorecard.json", json_text(contents))
+    nets = [", ".join(f"{net}: {count}" for net, count in counts.items()) for counts in card["nets"]]
+    flat = card.assign(found=card["found"].map(" ".join), nets=nets, records=card["records"].map(" ".join))
+    write(folder / "table.csv", flat.to_csv(index=False, lineterminator="\n"))
+    parts = [f"## {title}\n\n{text}" for title, text in sections(card, records, folder).items()]
+    write(folder / "table.md", "\n\n".join(parts) + "\n")
+    title = "# Deep Residual Learning for Image Recognition (CVPR 2016), a replication: the scorecard"
+    pictures = [f"![]({name}.svg)\n\n{in_markdown(caption)}" for caption, name in dict(figures).items()]
+    pictures = ["## Figures", *pictures] if pictures else []
+    body = _html("\n\n".join([title, *parts[:3], *pictures, *parts[3:]]), folder)
+    write(folder / "index.html", f"{HEAD}{body}</body>\n</html>\n")
 
 
-def _notebooks(folder):
-    return Path(os.path.relpath(ROOT / "notebooks", folder)).as_posix()
+def _html(text, folder):
+    """Markdown, whose names are escaped, as HTML without scripts, with the pictures of ``folder`` embedded."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="scorecard")])
+    exporter = HTMLExporter(template_name="basic", embed_images=True)
+    return exporter.from_notebook_node(notebook, {"metadata": {"path": str(folder)}})[0]
 
 
-def _plain(table):
-    """A table as json can hold it: None where a cell is empty."""
+def _cells(table):
+    """The rows of a table as JSON can hold them: None where a cell is empty."""
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
-def _flat(card):
-    """The scorecard with its lists and dicts as text."""
-    nets = [", ".join(f"{net}: {count}" for net, count in counts.items()) for counts in card["nets"]]
-    return card.assign(found=card["found"].map(" ".join), nets=nets, records=card["records"].map(" ".join))
-
-
-def _picture(path):
-    return base64.b64encode(path.read_bytes()).decode()
-
-
 def deviations():
-    """What differs from the paper, and why: a list in Markdown, the README's; empty where that did not come along."""
+    """What differs from the paper, and why: a list in Markdown; empty where the docs did not come along."""
+    path = ROOT / "docs" / "deviations.md"
+    if path.exists():
+        return path.read_text().partition("\n")[2].strip()
     path = ROOT / "README.md"
     section = path.read_text().partition("## What differs from the paper, and why")[2] if path.exists() else ""
     return section.partition("\n## ")[0].strip()
-
-
-def _items(text):
-    """The items of a list in Markdown as HTML."""
-    items = [str(escape(" ".join(item.split()))) for item in re.split(r"^- ", text, flags=re.M)[1:]]
-    bold = [re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", item) for item in items]
-    return [Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", item)) for item in bold]
 
 
 def errors_by_conditions(records):
@@ -250,14 +254,13 @@ def errors_by_conditions(records):
         shown = report.readable(report.errors(members)).filter(regex="^(net|runs|diverged|ours: .*)$")
         shown = shown.rename(columns=lambda name: name.removeprefix("ours: "))
         shown["net"] = shown["net"].str.replace("resnet", "ResNet")
-        aligned = ["left"] + ["right"] * (shown.shape[1] - 1)
-        parts.append(f"{conditions}:\n\n{shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)}")
+        parts.append(f"{conditions}:\n\n{markdown(shown)}")
     return "\n\n".join(parts)
 
 
 def for_readme(card, records):
-    """What belongs into the README, by the name of its place."""
-    return {"results": errors_by_conditions(records), "scorecard": f"{_answer(card)}\n\n{markdown(card)}"}
+    """What belongs in the README, by the name of its place."""
+    return {"results": errors_by_conditions(records), "scorecard": f"{answer(card)}\n\n{markdown(readable(card), 99)}"}
 
 
 def update_readme(card, records, path=ROOT / "README.md"):
