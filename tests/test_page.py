@@ -7,6 +7,7 @@ import pytest
 
 from replication import paper, report
 from replication.report import page
+from replication.runs import records as kept
 
 
 class Page(HTMLParser):
@@ -125,7 +126,7 @@ def test_the_table_of_verdicts_has_the_papers_conditions_first(records):
 
 
 def test_the_readme_holds_results_and_scorecard_of_the_committed_records(committed):
-    records, evaluations = page.everything(committed / "results" / "published")
+    records, evaluations = page.everything(committed / "results" / "published", "own")
     text = (committed / "README.md").read_text()
     for name, content in page.for_readme(report.scorecard(records, evaluations), records).items():
         block = text.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
@@ -155,7 +156,7 @@ def test_the_readme_is_updated_between_its_marks(records, tmp_path):
 
 
 def test_the_committed_scorecard_is_that_of_the_committed_records(committed):
-    records, evaluations = page.everything(committed / "results" / "published")
+    records, evaluations = page.everything(committed / "results" / "published", "own")
     names = [committed / "results" / "published" / "7_scorecard" / name for name in ("scorecard.json", "table.csv")]
     before = [path.read_bytes() for path in names]
     page.save(report.scorecard(records, evaluations), records, committed / "results" / "published" / "7_scorecard")
@@ -169,17 +170,6 @@ def test_deviations_are_a_list_from_the_docs():
     assert "`Run(..., bn_batch=64)`" in page.deviations()
 
 
-def test_deviations_move_from_the_readme_to_the_docs(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "ROOT", tmp_path)
-    assert page.deviations() == ""
-    readme = "# A\n\n## What differs from the paper, and why\n\n- **Old**\n\n## Next\n"
-    (tmp_path / "README.md").write_text(readme)
-    assert page.deviations() == "- **Old**"
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "deviations.md").write_text("# What differs\n\n- **New**\n")
-    assert page.deviations() == "- **New**"
-
-
 def test_the_scorecard_judges_published_records_or_ones_own_or_both(make, tmp_path, monkeypatch):
     published = tmp_path / "repository" / "results" / "published"
     for number, seed in enumerate((0, 1)):
@@ -189,7 +179,7 @@ def test_the_scorecard_judges_published_records_or_ones_own_or_both(make, tmp_pa
     (published / "6_imagenet").mkdir()
     (published / "6_imagenet" / "evaluations.json").write_text('{"ensemble": {}}')
     make(5, 8, net="plain-20", seed=2)
-    monkeypatch.setattr(page, "PUBLISHED", published)
+    monkeypatch.setattr(kept, "PUBLISHED", published)
     texts = {
         "published": "2 runs published with this repository",
         "own": "2 runs of your own",
@@ -201,6 +191,5 @@ def test_the_scorecard_judges_published_records_or_ones_own_or_both(make, tmp_pa
         assert len(records) == (3 if judged == "both" else 2)
         assert evaluations == ({} if judged == "own" else {"ensemble": {}})
     assert [record.run.seed for record in records] == [0, 1, 2]
-    assert page.everything(published)[0][0].folder == published / "runs" / records[0].run.id
     with pytest.raises(ValueError, match="judged 'all': choose published, own, both"):
         page.everything(tmp_path, "all")

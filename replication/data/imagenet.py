@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -282,15 +283,18 @@ def _follow_parent(_):
 
 def _loader(reader, collate, batches, workers=None, pin_memory=False):
     """An iterator over what ``collate`` makes of the samples of ``reader``, for each list of keys in ``batches``."""
+    workers = cores() if workers is None else workers
     if multiprocessing.current_process().daemon:
         workers = 0  # daemonic processes, such as Dask's workers, may not start others
     loader = torch.utils.data.DataLoader(
         reader,
         batch_sampler=batches,
         collate_fn=collate,
-        num_workers=cores() if workers is None else workers,
+        num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=_follow_parent,
+        # Children that die with this process; any other start method puts a server in between, which does not.
+        multiprocessing_context="fork" if workers and sys.platform.startswith("linux") else None,
     )
     with warnings.catch_warnings():
         # Python 3.12 and later warn about a fork in a process with threads; these children only read files.

@@ -8,16 +8,17 @@ import pandas as pd
 from nbconvert import HTMLExporter
 
 from replication import report
+from replication.engine import files
 from replication.engine.files import write
 from replication.paper import CLAIMS, FIGURE_7, TABLE_6
 from replication.report import layers
 from replication.report.claims import THEIRS
 from replication.report.comparisons import RULES, VERDICTS
 from replication.report.tables import KINDS, in_markdown, markdown, spread
-from replication.runs.records import all_finished, by_conditions, ended, json_text, read_json
+from replication.runs import records as run_records
+from replication.runs.records import by_conditions, ended, json_text, read_json
 
 ROOT = Path(__file__).parents[2]  # of the source tree, with its README, docs and notebooks
-PUBLISHED = ROOT / "results" / "published"
 JUDGED = ("published", "own", "both")
 HEAD = """<!doctype html>
 <html lang="en">
@@ -42,28 +43,27 @@ def everything(results="results", judged="published"):
     """The records to judge, smoke tests left out, and the errors of an ensemble that ``6_imagenet`` left beside them.
 
     judged: "published", those that come with this repository; "own", those in ``results``; or "both", where an own
-    record takes the place of a published one of the same run. If ``results`` is a ``results/published``, that is the
-    published ones. Raises ValueError for another ``judged``.
+    record takes the place of a published one of the same run. Raises ValueError for another ``judged``, and where there
+    is no folder of the records asked for.
     """
     if judged not in JUDGED:
         raise ValueError(f"judged {judged!r}: choose {', '.join(JUDGED)}")
-    results = Path(results)
-    published = results if _is_published(results) else PUBLISHED
-    folders = {"published": [published], "own": [results], "both": [published, results]}[judged]
+    own, published = files.folder("results", results), run_records.PUBLISHED
+    if judged == "published" and published is None:
+        raise ValueError("judged 'published': this package was installed without its repository, choose own")
+    folders = {"published": [published], "own": [own], "both": [each for each in (published, own) if each.is_dir()]}
     records, evaluations = {}, {}
-    for folder in folders:
-        records |= {record.run.id: record for record in all_finished(folder) if record.run.recipe != "smoke"}
+    for folder in folders[judged]:
+        records |= {
+            record.run.id: record for record in run_records.all_finished(folder) if record.run.recipe != "smoke"
+        }
         evaluations |= read_json(folder / "6_imagenet" / "evaluations.json")
     return [record for _, record in sorted(records.items())], evaluations
 
 
-def _is_published(results):
-    return results.resolve().parts[-2:] == PUBLISHED.parts[-2:]
-
-
 def sources(records):
     """In words, how many of the records come with this repository and how many are one's own."""
-    published = sum(_is_published(record.folder.parent.parent) for record in records)
+    published = sum(map(run_records.is_published, records))
     counts = {"published with this repository": published, "of your own": len(records) - published}
     parts = [f"{count} run{'s' if count > 1 else ''} {whose}" for whose, count in counts.items() if count]
     return f"Judged from {' and '.join(parts) or 'no runs'}."
@@ -239,11 +239,7 @@ def _cells(table):
 def deviations():
     """What differs from the paper, and why: a list in Markdown; empty where the docs did not come along."""
     path = ROOT / "docs" / "deviations.md"
-    if path.exists():
-        return path.read_text().partition("\n")[2].strip()
-    path = ROOT / "README.md"
-    section = path.read_text().partition("## What differs from the paper, and why")[2] if path.exists() else ""
-    return section.partition("\n## ")[0].strip()
+    return path.read_text().partition("\n")[2].strip() if path.exists() else ""
 
 
 def errors_by_conditions(records):
