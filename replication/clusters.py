@@ -2,17 +2,9 @@
 
 import contextlib
 from concurrent.futures import Executor
-from typing import NamedTuple
 
 WAIT_SECONDS = 10  # for a scheduler to answer
 RETRY = "start one with 'dask scheduler', workers with 'dask worker <address> --nthreads 1 --memory-limit 0'"
-
-
-class Cluster(NamedTuple):
-    """A ``concurrent.futures`` executor of a cluster, and the number of its workers."""
-
-    executor: Executor
-    workers: int
 
 
 def is_one(executor):
@@ -32,12 +24,12 @@ def is_one(executor):
 
 @contextlib.contextmanager
 def connected(executor):
-    """The cluster at an address, or of a Dask client or its executor. A connection made here is closed at the end.
+    """The client of a cluster given by an address, a Dask client or its executor. One made here is closed at the end.
 
     Raises ValueError when ``distributed`` is not installed or no scheduler answers.
     """
     if not isinstance(executor, str):
-        yield _of(executor._client if isinstance(executor, Executor) else executor)
+        yield _checked(executor._client if isinstance(executor, Executor) else executor)
         return
     if ":" not in executor:  # for an empty one, Dask would start a cluster of its own
         problem = "it is no address such as 'tcp://10.0.0.5:8786'"
@@ -51,13 +43,12 @@ def connected(executor):
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise ValueError(f"executor {executor!r}: no Dask scheduler answers there ({error}): {RETRY}") from error
     try:
-        yield _of(client)
+        yield _checked(client)
     finally:
         client.close()
 
 
-def _of(client):
-    workers = len(client.nthreads())
-    if not workers:
+def _checked(client):
+    if not client.nthreads():
         print("The cluster has no workers yet: waiting for one.")
-    return Cluster(client.get_executor(pure=False), max(1, workers))  # every call is a new one
+    return client

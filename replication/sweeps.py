@@ -4,7 +4,6 @@ import contextlib
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
-from typing import NamedTuple
 
 import torch
 
@@ -63,8 +62,8 @@ def run_all(runs, results="results", data="data", executor=None, processes=1, fr
         print(_loading_line(finished.values()))
     try:
         if missing and on_cluster:
-            with clusters.connected(executor) as cluster:
-                errors |= _train_there(missing, folder, data, here, cluster)
+            with clusters.connected(executor) as client:
+                errors |= _train_there(missing, folder, data, here, client)
         elif missing:
             errors |= _train_here(missing, folder, here, executor, processes)
     except KeyboardInterrupt:
@@ -158,22 +157,12 @@ def _in_words(error):
     return str(error) if isinstance(error, WorkerError) else f"{type(error).__name__}: {error}"
 
 
-class _Images(NamedTuple):
-    """What training needs to know of the data sets of some runs, by name."""
-
-    size: dict
-    fingerprint: dict
-
-
 def _load(runs, data):
     """Load the runs' data sets once, so that bad data fails at once and the workers find it downloaded and decoded."""
     loaded = {name: datasets.load(name, data) for name in dict.fromkeys(run.dataset for run in runs)}
     for name, count in dict.fromkeys((run.dataset, run.holdout) for run in runs):
         loaded[name].hold_out(count).unreadable()
-    return _Images(
-        {name: dataset.size for name, dataset in loaded.items()},
-        {name: dataset.fingerprint for name, dataset in loaded.items()},
-    )
+    return loaded
 
 
 def _longest_first(runs, sizes):
@@ -192,24 +181,23 @@ def lanes_for(runs, sizes, processes=1):
 def _train_here(runs, results, data, executor, processes):
     """Train in workers of this machine, or of an executor that sees the same folders; {run: error} of failed runs."""
     trainers.warn_of_precision(runs)
-    sizes = _load(runs, data).size
+    sizes = {name: dataset.size for name, dataset in _load(runs, data).items()}
     runs, lanes = _longest_first(runs, sizes), lanes_for(runs, sizes, processes)
     print(_training_line(runs, lanes if executor is None else 1))
     with _bar(runs) as bar, Workers(lanes) if executor is None else contextlib.nullcontext(executor) as pool:
         return _follow({pool.submit(trainers.train, run, results, data, processes): run for run in runs}, results, bar)
 
 
-def _train_there(runs, results, data, here, cluster):
+def _train_there(runs, results, data, here, client):
     """Train on the workers of a cluster, and write here what they send; {run: error} of those that failed."""
     images = _load([run for run in runs if datasets.present(run.dataset, here)], here)
-    sizes = {run.dataset: UNKNOWN_SIZE[datasets.is_imagenet(run.dataset)] for run in runs} | images.size
-    runs = _longest_first(runs, sizes)
-    print(_training_line(runs, min(cluster.workers, len(runs))))
+    sizes = {run.dataset: UNKNOWN_SIZE[datasets.is_imagenet(run.dataset)] for run in runs}
+    runs = _longest_first(runs, sizes | {name: dataset.size for name, dataset in images.items()})
+    prints = {name: dataset.fingerprint for name, dataset in images.items()}
+    print(_training_line(runs, min(len(client.nthreads()), len(runs))))
+    pool = client.get_executor(pure=False)  # every call is a new one
     with _bar(runs) as bar:
-        futures = {
-            cluster.executor.submit(trainers.train_elsewhere, run, str(data), images.fingerprint.get(run.dataset)): run
-            for run in runs
-        }
+        futures = {pool.submit(trainers.train_elsewhere, run, str(data), prints.get(run.dataset)): run for run in runs}
         return _follow(futures, results, bar, lambda run, contents: records.keep(run, contents, results))
 
 

@@ -121,9 +121,14 @@ def train(run, results="results", data="data", processes=1, progress=False):
         _train_as_rank(run, results, data, progress)
     elif records.finished(run, results) is None:
         dataset = _load(run, data, progress)
-        with records.locked(run, results):
-            if records.finished(run, results) is None:
-                _train_locked(run, results, data, dataset, processes, progress)
+        if processes > 1:
+            # An unusable checkpoint is an error here already: the processes would be started again in vain.
+            checkpoint.load(run.folder(results), records.origin(run, dataset.fingerprint))
+            launch(_train_as_rank, (run, results, data), processes, run.id)
+        else:
+            with records.locked(run, results):
+                if records.finished(run, results) is None:
+                    _train(run, results, dataset, Ranks(), progress)
     return records.finished(run, results)
 
 
@@ -135,24 +140,8 @@ def _load(run, data, progress=False):
     return dataset
 
 
-def _train_locked(run, results, data, dataset, processes, progress):
-    """Train by one process or by several, holding the run's lock."""
-    if processes == 1:
-        _train(run, results, dataset, Ranks(), progress)
-        return
-    # An unusable checkpoint is an error here already: the processes would be started again in vain.
-    checkpoint.load(run.folder(results), records.origin(run, dataset.fingerprint))
-    launch(_train_launched, (run, results, data), processes, run.id)
-
-
-def _train_launched(run, results, data):
-    """Train as one of the processes that ``train`` launched."""
-    with members() as ranks:
-        _train(run, results, _load(run, data), ranks)
-
-
-def _train_as_rank(run, results, data, progress):
-    """Train as one of the processes that torchrun started; the first rank decides for all."""
+def _train_as_rank(run, results, data, progress=False):
+    """Train as one of several processes; the first rank decides for all."""
     with members() as ranks:
         lock, waiting = None, False
         try:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import pickle
 import socket
@@ -157,15 +158,13 @@ def acquire(path):
 @contextlib.contextmanager
 def locked(path, words):
     """Hold the lock of that name; while another process or thread does, wait, and say so after ``words``."""
-    lock = acquire(path)
-    if lock is None:
-        time.sleep(POLL_SECONDS)  # another process may only have tried it
+    for attempt in itertools.count():
         lock = acquire(path)
-    if lock is None:
-        print(waiting(path, words), flush=True)
-    while lock is None:
+        if lock is not None:
+            break
+        if attempt == 1:  # at first another process may only have tried it
+            print(waiting(path, words), flush=True)
         time.sleep(POLL_SECONDS)
-        lock = acquire(path)
     try:
         yield
     finally:

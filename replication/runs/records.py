@@ -1,11 +1,8 @@
 """The record that a run leaves in ``results/runs/<run id>/``: training writes it, reports read it."""
 
 import collections
-import errno
-import hashlib
 import io
 import json
-import re
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +23,6 @@ VERSION = 1
 PUBLISHED = files.SOURCE / "results" / "published" if (files.SOURCE / "results" / "published").is_dir() else None
 NEEDED = ("run.json", "environment.json", "history.csv", "summary.json")
 SUMS = "SHA256SUMS"  # checksums of a record's files, as ``sha256sum --check`` reads them
-LINES = r"(?:[0-9a-f]{64}  [\w.-]+\n)+"  # its whole text
 # What must be equal for errors to be comparable; the images themselves by their fingerprint.
 CONDITIONS = ("dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "bn_batch")
 COLUMNS = ("iteration", "lr", "train_error", "train_loss", "test_error", "test_loss", "seconds")
@@ -83,7 +79,7 @@ class Record:
 
     @property
     def evaluation(self):
-        """Errors in all ways that ImageNet nets are tested in, by ``evaluate.evaluations``; empty before that."""
+        """Errors of an ImageNet net by all protocols, from ``pretrained.evaluations``; empty before that."""
         return read_json(self.folder / "evaluation.json")
 
     @property
@@ -240,9 +236,10 @@ def _opened(folder):
 def write_summary(folder, summary):
     """Write ``SHA256SUMS`` of the files in the folder, then ``summary.json``, which marks the record as complete."""
     text = json_text(summary)
-    paths = [path for path in folder.iterdir() if path.suffix in (".json", ".csv", ".txt") or path.name == "weights.pt"]
-    contents = {path.name: path for path in paths if path.name != "evaluation.json"} | {"summary.json": text.encode()}
-    files.write(folder / SUMS, sums(contents))
+    names = {path.name for path in folder.iterdir() if path.suffix in (".json", ".csv", ".txt")} | {"weights.pt"}
+    paths = [folder / name for name in names - {"evaluation.json", "summary.json"}]
+    contents = {path.name: path.read_bytes() for path in paths if path.exists()} | {"summary.json": text.encode()}
+    files.write(folder / SUMS, "".join(f"{files.digest(contents[name])}  {name}\n" for name in sorted(contents)))
     files.write(folder / "summary.json", text)
 
 
@@ -254,41 +251,24 @@ def _version(folder):
         return VERSION
 
 
-def sums(contents):
-    """The text of ``SHA256SUMS`` for {name: bytes or path of a file}."""
-    lines = []
-    for name, content in sorted(contents.items()):
-        if isinstance(content, Path):
-            with content.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        else:
-            digest = files.digest(content)
-        lines.append(f"{digest}  {name}\n")
-    return "".join(lines)
-
-
 def check_sums(folder, names=None):
     """Raise DamagedError unless the files of a record, or those with these names, are as they were written.
 
     Weights are checked only by name: they are large, and may have stayed where they were trained.
     """
     try:
-        text = files.read(folder / SUMS).decode(errors="replace")
-    except FileNotFoundError as error:
-        raise DamagedError(f"{folder} is damaged: it has no {SUMS}") from error
-    if re.fullmatch(LINES, text) is None:
-        raise DamagedError(f"{folder} is damaged: {SUMS} is not as it was written")
-    known = {name: digest for digest, name in (line.split("  ", 1) for line in text.splitlines())}
-    for name in names or {*known, *NEEDED}:
-        if name.endswith(".pt") and names is None:
-            continue
+        *lines, rest = (folder / SUMS).read_text().split("\n")
+        known = {name: digest for digest, name in (line.split("  ") for line in lines)}
+        if rest:
+            raise ValueError(f"the end of a line is missing: {rest}")
+    except (FileNotFoundError, ValueError) as error:
+        raise DamagedError(f"{folder} is damaged: {SUMS} is missing or altered") from error
+    for name in names or {name for name in {*known, *NEEDED} if not name.endswith(".pt")}:
         try:
-            same = sums({name: folder / name}).split()[0] == known.get(name)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EIO):
-                raise
-            raise DamagedError(f"{folder} is damaged: {name} is missing or cannot be read any more") from error
-        if not same:
+            digest = files.digest(files.read(folder / name))
+        except FileNotFoundError as error:
+            raise DamagedError(f"{folder} is damaged: {name} is missing") from error
+        if digest != known.get(name):
             raise DamagedError(f"{folder} is damaged: {name} is not what {SUMS} says")
 
 
