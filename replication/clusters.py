@@ -1,7 +1,14 @@
 """Training on a Dask cluster; its package ``distributed`` is an optional extra."""
 
 import contextlib
+import platform
+import tempfile
 from concurrent.futures import Executor
+from pathlib import Path
+
+from replication import data as datasets
+from replication.engine.machine import tune_malloc
+from replication.trainers import train
 
 WAIT_SECONDS = 10  # for a scheduler to answer
 RETRY = "start one with 'dask scheduler', workers with 'dask worker <address> --nthreads 1 --memory-limit 0'"
@@ -52,3 +59,20 @@ def _checked(client):
     if not client.nthreads():
         print("The cluster has no workers yet: waiting for one.")
     return client
+
+
+def train_elsewhere(run, data, fingerprint=None):
+    """Train a run in a temporary folder and return the files of its record and its weights: {name: bytes}.
+
+    For cluster workers, which share no folder with the caller; a relative ``data`` starts from where they were started.
+    Raises as ``train`` does, and ValueError for other images than those of the fingerprint.
+    """
+    tune_malloc()
+    data = Path(data).absolute()
+    if fingerprint not in (None, datasets.load(run.dataset, data, progress=False).fingerprint):
+        raise ValueError(
+            f"{run.dataset!r} in {data} on {platform.node()} holds other images than are here: put the same ones there"
+        )
+    with tempfile.TemporaryDirectory(prefix="replication-") as results:
+        folder = train(run, results, data).folder
+        return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -15,7 +15,7 @@ from replication.engine.machine import cores
 from replication.engine.progress import progress_bar
 from replication.engine.workers import WorkerError, Workers
 from replication.runs import Run, records
-from replication.runs.environment import cost, threads_for
+from replication.runs.environment import check_devices, check_processes, cost, threads_for, warn_of_precision
 
 POLL_SECONDS = 0.5
 UNKNOWN_SIZE = {True: (224, 224), False: (32, 32)}  # of images that are only where a cluster's workers are, by layout
@@ -104,8 +104,8 @@ def _check_options(runs, executor, processes, fresh):
     if isinstance(executor, ThreadPoolExecutor):
         raise TypeError("executor: threads cannot train side by side, leave it out or give one of processes")
     for run in runs:
-        trainers.check_processes(run, processes)
-    trainers.check_devices(processes)
+        check_processes(run, processes)
+    check_devices(processes)
     if processes > 1 and executor is not None:
         raise ValueError(
             f"processes {processes}: an executor's workers train in one process each, leave one of the two"
@@ -180,7 +180,7 @@ def lanes_for(runs, sizes, processes=1):
 
 def _train_here(runs, results, data, executor, processes):
     """Train in workers of this machine, or of an executor that sees the same folders; {run: error} of failed runs."""
-    trainers.warn_of_precision(runs)
+    warn_of_precision(runs)
     sizes = {name: dataset.size for name, dataset in _load(runs, data).items()}
     runs, lanes = _longest_first(runs, sizes), lanes_for(runs, sizes, processes)
     print(_training_line(runs, lanes if executor is None else 1))
@@ -197,7 +197,7 @@ def _train_there(runs, results, data, here, client):
     print(_training_line(runs, min(len(client.nthreads()), len(runs))))
     pool = client.get_executor(pure=False)  # every call is a new one
     with _bar(runs) as bar:
-        futures = {pool.submit(trainers.train_elsewhere, run, str(data), prints.get(run.dataset)): run for run in runs}
+        futures = {pool.submit(clusters.train_elsewhere, run, str(data), prints.get(run.dataset)): run for run in runs}
         return _follow(futures, results, bar, lambda run, contents: records.keep(run, contents, results))
 
 

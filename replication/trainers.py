@@ -2,23 +2,19 @@
 
 import contextlib
 import os
-import platform
 import signal
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from replication import data as datasets
-from replication import runs
 from replication.engine import checkpoint, files, machine, steps
 from replication.engine.distributed import Ranks, launch, members
 from replication.engine.progress import progress_bar
 from replication.runs import records
-from replication.runs.environment import reproducible
+from replication.runs.environment import check_devices, check_processes, reproducible, warn_of_precision
 from replication.runs.recorder import Recorder
 
 LOCK_SECONDS = 5  # between the first rank's looks at a lock that another training holds
@@ -172,48 +168,3 @@ def _train(run, results, dataset, ranks, progress=False):
     with reproducible(run, dataset.size, ranks.local_world_size):
         check_processes(run, ranks.world_size)
         fit(run, dataset, folder, ranks, progress and first)
-
-
-def train_elsewhere(run, data="data", fingerprint=None):
-    """Train a run in a temporary folder and return the files of its record and its weights: {name: bytes}.
-
-    For cluster workers, which share no folder with the caller; a relative ``data`` starts from where they were started.
-    Raises as ``train`` does, and ValueError for other images than those of the fingerprint.
-    """
-    machine.tune_malloc()
-    data = Path(data).absolute()
-    if fingerprint not in (None, datasets.load(run.dataset, data, progress=False).fingerprint):
-        raise ValueError(
-            f"{run.dataset!r} in {data} on {platform.node()} holds other images than are here: put the same ones there"
-        )
-    with tempfile.TemporaryDirectory(prefix="replication-") as results:
-        folder = train(run, results, data).folder
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def warn_of_precision(runs):
-    """Print a line if some of these runs are in bfloat16 and this processor only emulates it."""
-    if any(run.precision == "bfloat16" for run in runs) and machine.emulates_bfloat16():
-        print(
-            "This processor has no instructions for bfloat16 (avx512_bf16 or amx_bf16): it is emulated, two to three "
-            'times slower than float32. Choose precision "float32".',
-            flush=True,
-        )
-
-
-def check_processes(run, processes):
-    """Raise TypeError or ValueError unless that many processes can share the batches of a run."""
-    runs.whole("processes", processes)
-    parts = run.settings.batch // run.settings.bn_batch
-    if not processes or parts % processes:
-        raise ValueError(
-            f"processes {processes}: {run.id} has batches of {parts} x {run.settings.bn_batch} images, "
-            f"choose {runs.divisors(parts)}"
-            + (f", or a bn_batch below {run.settings.bn_batch}" if processes > parts else "")
-        )
-
-
-def check_devices(processes):
-    """Raise ValueError if there are GPUs, but fewer than processes."""
-    if processes > 1 and torch.cuda.is_available() and processes > torch.cuda.device_count():
-        raise ValueError(f"processes {processes}: there are {torch.cuda.device_count()} GPUs, one for each process")

@@ -21,7 +21,7 @@ from replication import (
     run_all,
     trainers,
 )
-from replication.runs import PRECISIONS
+from replication.runs import PRECISIONS, environment
 
 RUN = Run("resnet-8", schedule=0.02)
 BAD = (TypeError, ValueError)
@@ -172,7 +172,7 @@ def test_a_sweep_refuses_what_it_cannot_do(argument, value):
 
 @given(ANYTHING)
 def test_what_is_no_number_of_processes_is_refused(value):
-    _, refused = outcome(trainers.check_processes, RUN, value)
+    _, refused = outcome(environment.check_processes, RUN, value)
     assert value == 1 if refused is None else refused.startswith("processes ")
 
 

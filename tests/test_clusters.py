@@ -10,7 +10,7 @@ import pytest
 from conftest import write_images
 from test_trainers import assert_same, without_time
 
-from replication import Run, RunsFailedError, clusters, finished, grid, run_all, trainers
+from replication import Run, RunsFailedError, clusters, finished, grid, run_all
 from replication.engine import files
 from replication.runs import records
 
@@ -133,7 +133,7 @@ def test_a_run_elsewhere_leaves_nothing_and_gives_its_files(tmp_path, monkeypatc
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     run = Run("resnet-8", schedule=SCHEDULE)
-    contents = trainers.train_elsewhere(run)
+    contents = clusters.train_elsewhere(run, "data")
     assert list(tmp_path.iterdir()) == []
     folder = run.folder(tmp_path)
     folder.mkdir(parents=True)

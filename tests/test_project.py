@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "evaluate": {"engine", "data"},
     "pretrained": {"engine", "models", "data", "measure", "evaluate", "runs"},
     "trainers": {"engine", "data", "runs"},
-    "clusters": set(),
+    "clusters": {"engine", "data", "trainers"},
     "sweeps": {"engine", "data", "runs", "trainers", "clusters"},
     "report": {"engine", "paper", "runs"},
     "benchmark": {"engine", "data", "paper", "runs", "trainers", "sweeps", "report"},

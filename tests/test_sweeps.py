@@ -11,7 +11,7 @@ import pytest
 from conftest import Here, processes_of, write_images
 
 from replication import Run, RunsFailedError, finished, grid, run_all, sweeps, trainers
-from replication.engine import workers
+from replication.engine import machine, workers
 from replication.runs import records
 
 SCHEDULE = 0.02  # 22 iterations on digits
@@ -61,7 +61,7 @@ def test_one_failing_run_loses_no_other(tmp_path, here):
 
 def test_emulated_bfloat16_is_said_before_training(tmp_path, here, monkeypatch, capsys):
     words = "no instructions for bfloat16 (avx512_bf16 or amx_bf16): it is emulated, two to three times slower"
-    monkeypatch.setattr(trainers.machine, "emulates_bfloat16", lambda: True)
+    monkeypatch.setattr(machine, "emulates_bfloat16", lambda: True)
     runs = grid(["resnet-8", "plain-8"], schedule=SCHEDULE, precision="bfloat16")
     run_all([*runs, Run("resnet-8", schedule=SCHEDULE)], tmp_path, executor=here)
     text = capsys.readouterr().out

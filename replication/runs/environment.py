@@ -14,6 +14,7 @@ import torch
 from replication import evaluate, measure
 from replication.engine import machine, steps
 from replication.engine.machine import cores
+from replication.runs import divisors, whole
 
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
 COMPILED_FROM = 5e12  # multiply-adds of all forward passes of a run: below, compiling takes longer than it saves
@@ -106,3 +107,31 @@ def reproducible(run, size, processes=1, threads=None):
                 yield
         finally:
             torch.set_num_threads(before)
+
+
+def warn_of_precision(runs):
+    """Print a line if some of these runs are in bfloat16 and this processor only emulates it."""
+    if any(run.precision == "bfloat16" for run in runs) and machine.emulates_bfloat16():
+        print(
+            "This processor has no instructions for bfloat16 (avx512_bf16 or amx_bf16): it is emulated, two to three "
+            'times slower than float32. Choose precision "float32".',
+            flush=True,
+        )
+
+
+def check_processes(run, processes):
+    """Raise TypeError or ValueError unless that many processes can share the batches of a run."""
+    whole("processes", processes)
+    parts = run.settings.batch // run.settings.bn_batch
+    if not processes or parts % processes:
+        raise ValueError(
+            f"processes {processes}: {run.id} has batches of {parts} x {run.settings.bn_batch} images, "
+            f"choose {divisors(parts)}"
+            + (f", or a bn_batch below {run.settings.bn_batch}" if processes > parts else "")
+        )
+
+
+def check_devices(processes):
+    """Raise ValueError if there are GPUs, but fewer than processes."""
+    if processes > 1 and torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise ValueError(f"processes {processes}: there are {torch.cuda.device_count()} GPUs, one for each process")
