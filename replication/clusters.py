@@ -17,8 +17,11 @@ RETRY = "start one with 'dask scheduler', workers with 'dask worker <address> --
 def is_one(executor):
     """Whether an executor is a cluster: an address, a Dask client or its executor.
 
-    Raises TypeError for anything that is no executor.
+    Raises TypeError for anything that is no executor, ValueError for text that is no address.
     """
+    if isinstance(executor, str) and ":" not in executor:  # for an empty one, Dask would start a cluster of its own
+        problem = "it is no address such as 'tcp://10.0.0.5:8786'"
+        raise ValueError(f"executor {executor!r}: no Dask scheduler answers there ({problem}): {RETRY}")
     if executor is None or isinstance(executor, Executor):
         return type(executor).__module__ == "distributed.cfexecutor"
     if isinstance(executor, str) or type(executor).__module__ == "distributed.client":
@@ -38,9 +41,6 @@ def connected(executor):
     if not isinstance(executor, str):
         yield _checked(executor._client if isinstance(executor, Executor) else executor)
         return
-    if ":" not in executor:  # for an empty one, Dask would start a cluster of its own
-        problem = "it is no address such as 'tcp://10.0.0.5:8786'"
-        raise ValueError(f"executor {executor!r}: no Dask scheduler answers there ({problem}): {RETRY}")
     try:
         from distributed import Client
     except ImportError as error:

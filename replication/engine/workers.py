@@ -1,6 +1,7 @@
 """Processes of this machine that call functions for this one: fresh interpreters, each independent of the others."""
 
 import contextlib
+import functools
 import os
 import pickle
 import queue
@@ -54,13 +55,13 @@ class Worker:
         theirs.close()
         self.connection.send(sys.path)
 
-    def call(self, function, arguments):
-        """The value of ``function(*arguments)``, a function that the worker can import.
+    def call(self, function):
+        """The value of ``function()``, which the worker can import or is a ``functools.partial`` of one that it can.
 
         Raises WorkerError for an exception of the function, and WorkerDiedError.
         """
         try:
-            self.connection.send((function, arguments))
+            self.connection.send(function)
             success, outcome = self.connection.recv()
         except (EOFError, OSError):
             raise WorkerDiedError(self._ending()) from None
@@ -99,17 +100,17 @@ class Workers(Executor):
         self._threads = ThreadPoolExecutor(count)  # each of which waits for a worker of its own
         self._own, self._all, self._interrupted = threading.local(), [], False
 
-    def submit(self, function, /, *arguments):
-        return self._threads.submit(self._call, function, arguments)
+    def submit(self, function, /, *arguments, **options):
+        return self._threads.submit(self._call, functools.partial(function, *arguments, **options))
 
-    def _call(self, function, arguments):
+    def _call(self, function):
         try:
-            return self._worker().call(function, arguments)
+            return self._worker().call(function)
         except WorkerDiedError:
             self._own.worker = None
             if self._interrupted:
                 raise
-            return self._worker().call(function, arguments)
+            return self._worker().call(function)
 
     def _worker(self):
         if getattr(self._own, "worker", None) is None:
@@ -146,8 +147,7 @@ def serve(connection: Connection):
 def _outcome(call):
     """Whether a call succeeded, and its value or what was raised, in words."""
     try:
-        function, arguments = pickle.loads(call)
-        return True, function(*arguments)
+        return True, pickle.loads(call)()
     except Exception as error:
         if not isinstance(error, EXPECTED):
             traceback.print_exc()
