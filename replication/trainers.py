@@ -1,4 +1,4 @@
-"""Trains one run as sections 3.4 and 4.2 describe: ``fit`` is the loop, ``train`` prepares what it needs."""
+"""Trains one run as sections 3.4 and 4.2 of the paper describe: ``fit`` is the loop, ``train`` prepares it."""
 
 import contextlib
 import os
@@ -17,23 +17,25 @@ from replication.runs import records
 from replication.runs.environment import check_devices, check_processes, reproducible, warn_of_precision
 from replication.runs.recorder import Recorder
 
-LOCK_SECONDS = 5  # between the first rank's looks at a lock that another training holds
+LOCK_SECONDS = 5  # between the first rank's attempts to take a lock that another training holds
 
 
 def fit(run, dataset, folder, ranks, progress=False):
     """Train a run from its last checkpoint, or from the start, to its end, and write its record (sections 3.4, 4.2).
 
-    All ranks call this and hold the same net: gradients, running statistics and errors are those of the whole batch.
-    So any number of processes gives the same result up to the order of sums, and one checkpoint serves all.
-    Raises KeyboardInterrupt, with a checkpoint written, after the iteration in which an interrupt came.
+    All ranks call this and hold the same net. Batch norm normalizes ``bn_batch`` images at a time; a batch consists of
+    one or more such parts, of which each rank has its share. Gradients, running statistics and errors are averaged over
+    all parts, so the result does not depend on the number of processes, except for the order of floating-point sums.
+    Raises KeyboardInterrupt after the iteration in which an interrupt came, once a checkpoint is written, or at the end
+    the record.
     """
     recipe, part = run.settings, dataset.hold_out(run.holdout)
-    workers = max(1, machine.cores() // ranks.local_world_size)  # that read photographs
+    workers = max(1, machine.cores() // ranks.local_world_size)  # processes that decode photographs
     step = new_step(run, len(part.classes), ranks)
     batches = part.batches(
         recipe.batch, run.seed, step.device, ranks[:2], iterations=recipe.iterations, workers=workers
     )
-    recorder = Recorder(run, part, dataset.fingerprint, folder, step, batches, workers)
+    recorder = Recorder(run, part, dataset.fingerprint, folder, step, batches, workers)  # loads the last checkpoint
     state = recorder.state
     step.begin(part.size, recorder.compiled)
     recorder.begin()
@@ -49,8 +51,8 @@ def fit(run, dataset, folder, ranks, progress=False):
                 recorder.measure_layers(images, labels)
             step(images, labels, rate)
             state.iteration += 1
-            if recorder.row_is_due():
-                recorder.add_row(images, labels, rate)
+            if recorder.row_is_due():  # a hundred times a run, and after every epoch of a warm-up
+                recorder.add_row(images, labels, rate)  # mean training error since the last row; looks for divergence
                 bar.set_postfix_str(state.current_errors(), refresh=False)
             if recorder.checkpoint_is_due():
                 recorder.save_checkpoint()
@@ -58,12 +60,12 @@ def fit(run, dataset, folder, ranks, progress=False):
     if state.iteration < recipe.iterations and state.diverged is None:
         raise KeyboardInterrupt(recorder.interrupt())
     recorder.finish()
-    if interrupted.is_set():  # in the last iteration
+    if interrupted.is_set():  # in the last iteration, or in one that diverged
         raise KeyboardInterrupt
 
 
 def new_step(run, classes, ranks=Ranks()):  # noqa: B008 (a tuple)
-    """A run's net with its initial weights, in the ``Step`` that will train it; it has yet to ``begin``."""
+    """The ``Step`` that trains a run's net, which has its initial weights; call its ``begin`` before the first step."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         net = run.name.build(classes)
@@ -72,36 +74,36 @@ def new_step(run, classes, ranks=Ranks()):  # noqa: B008 (a tuple)
 
 @contextlib.contextmanager
 def _interruptible(ranks):
-    """An event that the first interrupt sets, to end training after its iteration; the second is raised at once.
+    """An event that the first interrupt sets, to end training after the iteration; the second is a KeyboardInterrupt.
 
-    Of several processes none may stop before the others: for them an interrupt is raised at once.
+    Of several processes none may stop before the others: there already the first is.
     """
-    event, before = threading.Event(), signal.getsignal(signal.SIGINT)
+    event, previous = threading.Event(), signal.getsignal(signal.SIGINT)
 
     def stop(*_):
         event.set()
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
     # Python delivers interrupts to the main thread alone.
-    if ranks.world_size > 1 or threading.current_thread() is not threading.main_thread() or not callable(before):
+    if ranks.world_size > 1 or threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield event
         return
     signal.signal(signal.SIGINT, stop)
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
 def train(run, results="results", data="data", processes=1, progress=False):
-    """Train a run and return its ``Record``: from its last checkpoint if there is one, at once if it is finished.
+    """Train a run, resuming from its last checkpoint, and return its ``Record``; that of a finished run at once.
 
     Trains on the CUDA device if there is one, else on the CPU. ``processes`` of this machine share every batch, each on
-    a device of its own; if one dies, all start again from the checkpoint. Under torchrun this is one of its processes;
-    all machines must see the same ``results``. If another process trains this run, its record is waited for.
-    ``progress``: show bars while data is prepared and while this process trains; of several ranks the first does.
+    a device of its own; if one dies, all start again from the checkpoint. Under torchrun the calling process is one of
+    the ranks, and all machines must see the same ``results``. If another process trains this run, wait for its record.
+    ``progress``: show bars while data is prepared and while the run is trained; of several ranks the first does.
 
-    A run whose loss is no longer finite ends there, and its record says so. An interrupt in a single process leaves a
+    Training stops when the loss is no longer finite, and the record says so. An interrupt in a single process leaves a
     checkpoint before KeyboardInterrupt is raised; a second one does not wait for it. The last two checkpoints are kept;
     a damaged one is skipped, and the record says so.
 
@@ -113,14 +115,14 @@ def train(run, results="results", data="data", processes=1, progress=False):
     check_processes(run, processes)
     check_devices(processes)
     results, data = files.folder("results", results), files.folder("data", data)
-    if dist.is_torchelastic_launched():  # what one of the processes sees of a record, another may not see yet
+    if dist.is_torchelastic_launched():  # not all processes may see a finished record yet: the first rank decides
         _train_as_rank(run, results, data, progress)
     elif records.finished(run, results) is None:
         dataset = _load(run, data, progress)
         if processes > 1:
             # An unusable checkpoint is an error here already: the processes would be started again in vain.
             checkpoint.load(run.folder(results), records.origin(run, dataset.fingerprint))
-            launch(_train_as_rank, (run, results, data), processes, run.id)
+            launch(_train_as_rank, (run, results, data, progress), processes, run.id)
         else:
             with records.locked(run, results):
                 if records.finished(run, results) is None:
@@ -131,12 +133,12 @@ def train(run, results="results", data="data", processes=1, progress=False):
 def _load(run, data, progress=False):
     first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
     dataset = datasets.load(run.dataset, data, progress=progress and first_here)
-    if first_here:  # one process of a machine reads all photographs for their mean, the others wait
+    if first_here:  # this reads all photographs, for their mean: one process per machine does, the others wait
         dataset.hold_out(run.holdout).unreadable()
     return dataset
 
 
-def _train_as_rank(run, results, data, progress=False):
+def _train_as_rank(run, results, data, progress):
     """Train as one of several processes; the first rank decides for all."""
     with members() as ranks:
         lock, waiting = None, False
