@@ -155,8 +155,9 @@ def test_the_readme_is_updated_between_its_marks(records, tmp_path):
     assert path.read_text() == "<!-- results --><!-- /results -->\nno place\n"
 
 
-def test_the_committed_scorecard_is_that_of_the_committed_records(committed):
-    records, evaluations = page.everything(committed / "results" / "published", "own")
+def test_the_committed_scorecard_is_that_of_the_committed_records(committed, monkeypatch):
+    monkeypatch.setattr(kept, "PUBLISHED", committed / "results" / "published")
+    records, evaluations = page.everything()
     names = [committed / "results" / "published" / "7_scorecard" / name for name in ("scorecard.json", "table.csv")]
     before = [path.read_bytes() for path in names]
     page.save(report.scorecard(records, evaluations), records, committed / "results" / "published" / "7_scorecard")

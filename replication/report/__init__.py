@@ -5,23 +5,6 @@ from replication.report.diagrams import figure_2, figure_3, figure_5
 from replication.report.error_curves import curves, figure_1, figure_4, figure_6, save_figure, speeds
 from replication.report.tables import caution, errors, readable, save_errors, save_table, styled, tested
 
-__all__ = [
-    "caution",
-    "curves",
-    "errors",
-    "figure_1",
-    "figure_2",
-    "figure_3",
-    "figure_4",
-    "figure_5",
-    "figure_6",
-    "findings",
-    "readable",
-    "save_errors",
-    "save_figure",
-    "save_table",
-    "scorecard",
-    "speeds",
-    "styled",
-    "tested",
-]
+__all__ = ["findings", "scorecard"]
+__all__ += ["curves", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "save_figure", "speeds"]
+__all__ += ["caution", "errors", "readable", "save_errors", "save_table", "styled", "tested"]

@@ -18,49 +18,44 @@ NOTEBOOKS = {
     "5_layer_responses": (5, 10),
     "6_imagenet": (4, 7, 12),
 }
-# By claim and family, the depths that its placeholders stand for: "{shallowest}" and "{deepest}" of the nets that were
-# run, "{shallower}" and "{deeper}" of each two neighbours, "{depth}" the one with most of its nets run, of several the
-# greatest. "{base}" is resnet-34-B, or resnet-34 where that was not run.
-DEPTHS = {
-    1: {"cifar": (20, 32, 44, 56), "imagenet": (18, 34)},
-    2: {"cifar": (20, 32, 44, 56, 110), "imagenet": (18, 34)},
-    3: {"cifar": (32, 44, 56), "imagenet": (34,)},
-    4: {"cifar": (20,), "imagenet": (18,)},
-    5: {"cifar": (32, 44, 56), "imagenet": (34,)},
-    6: {"cifar": (20, 32, 44, 56), "imagenet": (18, 34)},
-    11: {"cifar": (20, 32, 44, 56), "imagenet": (18, 34)},
-}
+# By claim and family, the depths that N and "the deepest" may be: N is the depth with most of its nets run, of several
+# the greatest; claims 1 and 2 compare the shallowest with the deepest net that was run, and each two neighbours.
+ALL = {"cifar": (20, 32, 44, 56), "imagenet": (18, 34)}
+DEEP = {"cifar": (32, 44, 56), "imagenet": (34,)}
+SHALLOW = {"cifar": (20,), "imagenet": (18,)}
+DEPTHS = {1: ALL, 2: ALL | {"cifar": (20, 32, 44, 56, 110)}, 3: DEEP, 4: SHALLOW, 5: DEEP, 6: ALL, 11: ALL}
+BASE = "resnet-34 (with shortcut B, if that was run)"
 CRITERIA = (
-    Comparison(1, metrics.TRAINING, "plain-{shallowest}", LOWER, "plain-{deepest}"),
-    Comparison(1, metrics.TRAINING, "plain-{shallower}", NOT_HIGHER, "plain-{deeper}"),
-    Comparison(2, metrics.TEST, "resnet-{deepest}", LOWER, "resnet-{shallowest}"),
-    Comparison(2, metrics.TEST, "resnet-{deeper}", NOT_HIGHER, "resnet-{shallower}"),
-    Comparison(2, metrics.TRAINING, "resnet-{deepest}", LOWER, "resnet-{shallowest}"),
-    Comparison(2, metrics.TRAINING, "resnet-{deeper}", NOT_HIGHER, "resnet-{shallower}"),
-    Comparison(3, metrics.TEST, "resnet-{depth}", LOWER, "plain-{depth}"),
-    Comparison(3, metrics.PARAMETERS, "resnet-{depth}", EQUAL, "plain-{depth}", supporting=True),
-    Comparison(4, metrics.EARLY, "resnet-{depth}", LOWER, "plain-{depth}"),
-    Comparison(4, metrics.TEST, "resnet-{depth}", EQUAL, "plain-{depth}", within=1, supporting=True),
-    Comparison(5, metrics.LOWEST_GAIN, "plain-{depth}", "at least", 0.01),
-    Comparison(5, metrics.HIGHEST_GAIN, "plain-{depth}", "at most", 100, supporting=True),
+    Comparison(1, metrics.TRAINING, "the shallowest plain net", LOWER, "the deepest plain net"),
+    Comparison(1, metrics.TRAINING, "the shallower plain net", NOT_HIGHER, "the deeper plain net"),
+    Comparison(2, metrics.TEST, "the deepest residual net", LOWER, "the shallowest residual net"),
+    Comparison(2, metrics.TEST, "the deeper residual net", NOT_HIGHER, "the shallower residual net"),
+    Comparison(2, metrics.TRAINING, "the deepest residual net", LOWER, "the shallowest residual net"),
+    Comparison(2, metrics.TRAINING, "the deeper residual net", NOT_HIGHER, "the shallower residual net"),
+    Comparison(3, metrics.TEST, "resnet-N", LOWER, "plain-N"),
+    Comparison(3, metrics.PARAMETERS, "resnet-N", EQUAL, "plain-N", supporting=True),
+    Comparison(4, metrics.EARLY, "resnet-N", LOWER, "plain-N"),
+    Comparison(4, metrics.TEST, "resnet-N", EQUAL, "plain-N", within=1, supporting=True),
+    Comparison(5, metrics.LOWEST_GAIN, "plain-N", "at least", 0.01),
+    Comparison(5, metrics.HIGHEST_GAIN, "plain-N", "at most", 100, supporting=True),
     # Behind batch norm, as it is initialized, what leaves a ReLU has a variance of 0.34.
-    Comparison(5, metrics.LEAST_VARIANCE, "plain-{depth}", "at least", 0.01, supporting=True),
-    Comparison(6, metrics.TEST, "resnet-{depth}-C", EQUAL, "resnet-{depth}", baseline="plain-{depth}"),
-    Comparison(6, metrics.TEST, "resnet-{depth}", LOWER, "plain-{depth}", supporting=True),
-    Comparison(6, metrics.TEST, "resnet-{depth}-B", LOWER, "plain-{depth}", supporting=True),
-    Comparison(6, metrics.TEST, "resnet-{depth}-C", LOWER, "plain-{depth}", supporting=True),
-    Comparison(6, metrics.TEST, "resnet-{depth}-B", NOT_HIGHER, "resnet-{depth}"),
-    Comparison(6, metrics.TEST, "resnet-{depth}-C", NOT_HIGHER, "resnet-{depth}-B"),
-    Comparison(7, metrics.TEST, "resnet-50", LOWER, "{base}"),
-    Comparison(7, metrics.TEST, "resnet-101", LOWER, "{base}"),
-    Comparison(7, metrics.TEST, "resnet-152", LOWER, "{base}"),
+    Comparison(5, metrics.LEAST_VARIANCE, "plain-N", "at least", 0.01, supporting=True),
+    Comparison(6, metrics.TEST, "resnet-N-C", EQUAL, "resnet-N", baseline="plain-N"),
+    Comparison(6, metrics.TEST, "resnet-N", LOWER, "plain-N", supporting=True),
+    Comparison(6, metrics.TEST, "resnet-N-B", LOWER, "plain-N", supporting=True),
+    Comparison(6, metrics.TEST, "resnet-N-C", LOWER, "plain-N", supporting=True),
+    Comparison(6, metrics.TEST, "resnet-N-B", NOT_HIGHER, "resnet-N"),
+    Comparison(6, metrics.TEST, "resnet-N-C", NOT_HIGHER, "resnet-N-B"),
+    Comparison(7, metrics.TEST, "resnet-50", LOWER, BASE),
+    Comparison(7, metrics.TEST, "resnet-101", LOWER, BASE),
+    Comparison(7, metrics.TEST, "resnet-152", LOWER, BASE),
     Comparison(7, metrics.TEST, "resnet-101", NOT_HIGHER, "resnet-50"),
     Comparison(7, metrics.TEST, "resnet-152", NOT_HIGHER, "resnet-101"),
     Comparison(7, metrics.MULTIPLY_ADDS, "resnet-152", "below", MULTIPLY_ADDS["VGG-16"], supporting=True),
     Comparison(8, metrics.START, "resnet-110", LOWER, "resnet-110 without warm-up"),
     Comparison(8, metrics.TEST, "resnet-110", EQUAL, "resnet-110 without warm-up", within=1),
     Comparison(8, metrics.WARMUP, "resnet-110", "at most", 1000, supporting=True),
-    Comparison(8, metrics.TEST, "resnet-110", EQUAL, WARMED_UP[0], within=0.5, supporting=True, papers_only=True),
+    Comparison(8, metrics.TEST, "resnet-110", EQUAL, WARMED_UP[0], within=0.5, supporting=True),
     Comparison(9, metrics.TEST, "resnet-110", LOWER, "resnet-1202"),
     Comparison(9, metrics.TRAINING, "resnet-1202", "below", 0.1, supporting=True),
     Comparison(10, metrics.RESPONSE, "resnet-20", LOWER, "plain-20"),
@@ -69,76 +64,71 @@ CRITERIA = (
     Comparison(10, metrics.RESPONSE, "resnet-110", LOWER, "resnet-56"),
     Comparison(10, metrics.RESIDUAL_SIZE, "resnet-56", NOT_HIGHER, "resnet-20"),
     Comparison(10, metrics.RESIDUAL_SIZE, "resnet-110", NOT_HIGHER, "resnet-56"),
-    Comparison(11, metrics.PARAMETERS, "resnet-{depth}", EQUAL, "plain-{depth}"),
-    Comparison(11, metrics.MULTIPLY_ADDS, "resnet-{depth}", EQUAL, "plain-{depth}"),
-    Comparison(11, metrics.OPEN_SHORTCUTS, "resnet-{depth}", "at least", 100, supporting=True),
+    Comparison(11, metrics.PARAMETERS, "resnet-N", EQUAL, "plain-N"),
+    Comparison(11, metrics.MULTIPLY_ADDS, "resnet-N", EQUAL, "plain-N"),
+    Comparison(11, metrics.OPEN_SHORTCUTS, "resnet-N", "at least", 100, supporting=True),
 )
+
+
+NO_ROWS = {
+    12: "Required: top-5 error, at five scales, of an ensemble of several depths lower than of each of its members.",
+    13: "None: detectors are not trained here.",
+}
 
 
 def criterion(number):
     """The criterion of a claim in words."""
-    if number == 12:
-        return (
-            "Required: top-5 error, at five scales, of an ensemble of several depths lower than of each of its members."
-        )
     rows = [row for row in CRITERIA if row.claim == number]
-    if not rows:
-        return "None: detectors are not trained here."
-    neighbours = ", for any two neighbours" if number in (1, 2) else ""
-    roles = {"required": "Required", "supporting": "Supporting"}
-    roles[NOT_HIGHER] = f"Counts only if clearly violated{neighbours}"
+    roles = {"required": "Required", "supporting": "Supporting", NOT_HIGHER: "Counts only if clearly violated"}
+    if number in (1, 2):
+        roles[NOT_HIGHER] += ", for any two neighbours"
     parts = [(words, [row.in_words() for row in rows if row.role == role]) for role, words in roles.items()]
-    text = " ".join(f"{name}: {'; '.join(words)}." for name, words in parts if words)
-    for placeholder in ("shallowest", "deepest", "shallower", "deeper"):
-        for kind, words in (("plain", "plain"), ("resnet", "residual")):
-            text = text.replace(f"{kind}-{{{placeholder}}}", f"the {placeholder} {words} net")
-    if "{depth}" in text:
+    text = NO_ROWS.get(number) or " ".join(f"{name}: {'; '.join(words)}." for name, words in parts if words)
+    if "-N" in text:
         depths = " or ".join(f"{', '.join(map(str, each))} ({family})" for family, each in DEPTHS[number].items())
         text += f" N is the greatest depth that was run of {depths}."
-    base = "resnet-34 (with shortcut B, if that was run)"
-    return text.replace("{depth}", "N").replace("{base}", base).replace("resnet-", "ResNet-")
+    return text.replace("resnet-", "ResNet-")
 
 
 def comparisons(number, condition):
     """The rows of a claim with their nets filled in."""
     rows = [row for row in CRITERIA if row.claim == number and (condition.as_paper or not row.papers_only)]
     if number not in DEPTHS:
-        base = "resnet-34-B" if condition.has("resnet-34-B") else "resnet-34"
-        return [row.at(base=base) for row in rows]
+        return [row.at(BASE, "resnet-34-B" if condition.has("resnet-34-B") else "resnet-34") for row in rows]
     depths = DEPTHS[number][condition.family]
-    if "{depth}" not in rows[0].net:
+    if number in (1, 2):
         return [filled for row in rows for filled in _trend(row, depths, condition)]
-
-    def nets_run(depth):
-        return sum(map(condition.has, {net for row in rows for net in row.at(depth=depth).nets}))
-
-    depth = max(depths, key=lambda depth: (nets_run(depth), depth))
-    return [row.at(depth=depth) for row in rows]
+    filled = {depth: [row.at("-N", f"-{depth}") for row in rows] for depth in depths}
+    nets_run = {depth: {net for row in filled[depth] for net in row.nets if condition.has(net)} for depth in depths}
+    return filled[max(depths, key=lambda depth: (len(nets_run[depth]), depth))]
 
 
 def _trend(row, depths, condition):
-    """A row of claim 1 or 2 for both ends of its depths, or for all neighbours among those that were run."""
-    kind = row.net.partition("-")[0]
+    """A row of claim 1 or 2 for both ends of its depths, or for all neighbours among those that were run.
+
+    The net with the lower error is first: of plain nets the shallower, of residual nets the deeper.
+    """
+    kind = "plain" if row.claim == 1 else "resnet"
     run = [depth for depth in depths if condition.has(f"{kind}-{depth}")]
-    if "deepest" in f"{row.net} {row.other}":
-        ends = dict.fromkeys([(run[0], run[-1]), (depths[0], depths[-1])]) if run else ()
-        return [row.at(shallowest=low, deepest=high) for low, high in ends if low != high]
-    neighbours = itertools.pairwise(run) if len(run) > 2 else ()
-    return [row.at(shallower=low, deeper=high) for low, high in neighbours]
+    pairs = dict.fromkeys([(run[0], run[-1]), (depths[0], depths[-1])]) if run else ()
+    if row.kind == NOT_HIGHER:
+        pairs = itertools.pairwise(run) if len(run) > 2 else ()
+    nets = [[f"{kind}-{depth}" for depth in pair] for pair in pairs if pair[0] != pair[1]]
+    return [row._replace(net=net, other=other) for net, other in (nets if row.claim == 1 else map(reversed, nets))]
 
 
 def ensemble_findings(condition):
     """The finding of claim 12, whose errors are no run's: a list, empty where no such ensemble was tested."""
     tested = condition.evaluations.get("ensemble", {})
-    own = {record.run.id: record for records in condition.records.values() for record in records}
-    members = [own.get(name) for name in tested.get("members") or ()]
-    errors = [member.evaluation.get("multi-scale", {}).get("top5") for member in members if member is not None]
-    error = tested.get("multi-scale", {}).get("top5")
-    if None in (*members, *errors, error) or len({member.run.name.depth for member in members}) < 2:
+    names = tested.get("members") or ()
+    members = [record for records in condition.records.values() for record in records if record.run.id in names]
+    evaluations = [tested, *(member.evaluation for member in members)]
+    error, *errors = (each.get("multi-scale", {}).get("top5") for each in evaluations)
+    depths = {member.run.name.depth for member in members}
+    if len(members) < len(names) or None in (error, *errors) or len(depths) < 2:
         return []
-    text = (
-        f"the ensemble of {len(members)} nets has a top-5 error of {error:.2f} %, its best member {min(errors):.2f} %"
-    )
+    best = f"its best member {min(errors):.2f} %"
+    text = f"the ensemble of {len(members)} nets has a top-5 error of {error:.2f} %, {best}"
     outcome = "holds" if error < min(errors) else "fails"
     return [Finding(outcome, f"{text} (one run each)", 1, tuple(member.net for member in members))]
 
@@ -149,19 +139,18 @@ def scorecard(records, evaluations=None):
     records: finished runs of whatever conditions; smoke tests are left out. evaluations: as of
     ``evaluate.evaluations``, for the ensemble. Runs under different conditions are judged separately: first those under
     the paper's own (``as_paper``), for which every claim has a row, attempted or not, then others that say something.
-    Columns: claim (number), name, section, statement, printed, comparison, criterion, notebook, as_paper, conditions
-    (in words), place (the same in short), verdict (one of ``comparisons.VERDICTS``), found (sentences), nets (name:
-    number of runs), records (their ids).
+    Columns: claim (number); of ``paper.Claim``: name, section, statement, printed, comparison; criterion, notebook,
+    as_paper, conditions (in words), place (in short), verdict (one of ``comparisons.VERDICTS``), found (sentences),
+    nets (name: number of runs), records (their ids).
     """
-    conditions = [
-        (place, words, Condition(members, evaluations or {}))
-        for place, words, members in by_conditions([each for each in records if each.run.recipe != "smoke"])
-    ]
+    groups = by_conditions([record for record in records if record.run.recipe != "smoke"])
+    conditions = [(place, words, Condition(members, evaluations or {})) for place, words, members in groups]
+    notebooks = {number: name for name, numbers in NOTEBOOKS.items() for number in numbers}
     rows = []
     for number, claim in CLAIMS.items():
-        shared = {"claim": number, "name": claim.name, "section": claim.section, "statement": claim.statement}
-        shared |= {"printed": claim.printed, "comparison": claim.comparison}
-        shared |= {"criterion": criterion(number), "notebook": _notebook(number)}
+        shared = {"claim": number} | claim._asdict()
+        del shared["families"]
+        shared |= {"criterion": criterion(number), "notebook": notebooks.get(number, "")}
         judged = [_judged(number, *each) for each in conditions]
         judged = [row for row in judged if row["verdict"] != "not attempted"]
         if not any(row["as_paper"] for row in judged):
@@ -178,10 +167,6 @@ def findings(records, claims=tuple(CLAIMS)):
     return lines or ["These nets decide none of these claims: see the criteria in 7_scorecard."]
 
 
-def _notebook(number):
-    return next((name for name, numbers in NOTEBOOKS.items() if number in numbers), "")
-
-
 def _judged(number, place, words, condition):
     """What a scorecard says of a claim under one set of conditions."""
     findings = [condition.judge(row) for row in comparisons(number, condition)]
@@ -195,9 +180,10 @@ def _judged(number, place, words, condition):
 
 def _sentences(findings):
     """What was found, a sentence for each comparison, and one for all nets that were not run."""
-    absent = dict.fromkeys(net for each in findings if each.outcome == "missing" for net in each.nets)
+    missing = [each for each in findings if each.outcome == "missing"]
+    absent = dict.fromkeys(net for each in missing for net in each.nets)
     texts = [f"{each.text}: {each.outcome}" for each in findings if each.outcome != "missing"]
-    texts += [each.text for each in findings if each.outcome == "missing" and not each.nets]
+    texts += [each.text for each in missing if each.text]
     texts += [f"not run: {', '.join(absent)}"] if absent else []
     texts = [text.replace("resnet-", "ResNet-") for text in dict.fromkeys(texts)]
     return [f"{text[0].upper()}{text[1:]}." for text in texts]

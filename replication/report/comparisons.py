@@ -7,6 +7,7 @@ fixed threshold of its metric.
 
 import operator
 import warnings
+from statistics import fmean
 from typing import NamedTuple
 
 import pandas as pd
@@ -27,10 +28,9 @@ class Comparison(NamedTuple):
 
     kind: ``LOWER``; ``NOT_HIGHER``, which counts only where the net is clearly higher; ``EQUAL`` but for ``within``; or
         one of ``BOUNDS``, which every run of the net must satisfy.
-    other: the name of a net, or a number.
+    other: the name of a net, or a number: of ``BOUNDS``, or printed in the paper.
     baseline: a net; if given, ``within`` is half of what ``other`` gains over it.
     supporting: without it the claim is only partly reproduced, but it does not decide by itself.
-    papers_only: left out under all conditions but the paper's.
     """
 
     claim: int
@@ -41,24 +41,24 @@ class Comparison(NamedTuple):
     within: float = 0
     baseline: str = ""
     supporting: bool = False
-    papers_only: bool = False
 
     @property
     def role(self):
         return NOT_HIGHER if self.kind == NOT_HIGHER else "supporting" if self.supporting else "required"
 
     @property
+    def papers_only(self):
+        """Whether it compares with a number that the paper prints, which is left out under all other conditions."""
+        return self.kind == EQUAL and not isinstance(self.other, str)
+
+    @property
     def nets(self):
         return tuple(net for net in (self.net, self.other, self.baseline) if net and isinstance(net, str))
 
-    def at(self, **names):
-        """The same row, with ``names`` filled in for the placeholders of its nets."""
-        names = {
-            field: value.format(**names)
-            for field in ("net", "other", "baseline")
-            if isinstance(value := getattr(self, field), str)
-        }
-        return self._replace(**names)
+    def at(self, old, new):
+        """The same row, with ``new`` in place of ``old`` in the names of its nets."""
+        texts = {name: text for name, text in self._asdict().items() if isinstance(text, str)}
+        return self._replace(**{name: text.replace(old, new) for name, text in texts.items()})
 
     def in_words(self):
         text = f"{self.metric.name} of {self.net} {self.kind} "
@@ -74,6 +74,7 @@ class Finding(NamedTuple):
     """The outcome of a comparison: "holds", "fails", "unclear" or "missing"; in words; of which nets.
 
     runs: the smallest number of runs of a net; None where the seed does not matter.
+    nets: those compared; of what is missing, those that were not run.
     role: "required", "supporting" or ``NOT_HIGHER``.
     """
 
@@ -102,34 +103,27 @@ class Condition:
         """Whether a net was run, diverged or not."""
         return net in self.records or net in self.diverged
 
-    def values(self, net, metric):
-        """The metric of every run of a net that has it."""
-        values = [metric.of(record) for record in self.records.get(net, ())]
-        return [float(value) for value in values if not pd.isna(value)]
-
-    def diverged_in_words(self, nets):
-        counts = {net: self.diverged[net] for net in nets if net in self.diverged}
-        return [f"{count} run{'s' if count > 1 else ''} of {net} diverged" for net, count in counts.items()]
-
     def judge(self, row):
         """The ``Finding`` of a ``Comparison``. Where a run of one of its nets diverged, it is unclear: the others are
         the lucky ones.
         """
-        values = {net: self.values(net, row.metric) for net in row.nets}
-        diverged = self.diverged_in_words(row.nets)
-        absent = tuple(net for net in row.nets if not self.has(net))
-        if absent:
-            return Finding("missing", f"not run: {', '.join(absent)}", nets=absent, role=row.role)
+        metric, nets = row.metric, row.nets
+        if absent := tuple(net for net in nets if not self.has(net)):
+            return Finding("missing", "", nets=absent, role=row.role)
+        measured = {net: map(metric.of, self.records.get(net, ())) for net in nets}
+        values = {net: [float(value) for value in each if not pd.isna(value)] for net, each in measured.items()}
+        counts = [(net, self.diverged[net]) for net in nets if net in self.diverged]
+        diverged = [f"{count} run{'s' if count > 1 else ''} of {net} diverged" for net, count in counts]
         if not all(values.values()):
-            if diverged:
-                text = f"{' and '.join(diverged)}, so there is no {row.metric.name} to compare"
-                return Finding("unclear", text, nets=row.nets, role=row.role)
-            return Finding("missing", f"{row.metric.name} not measured: {' or '.join(row.nets)}", role=row.role)
+            if not diverged:
+                return Finding("missing", f"{metric.name} not measured: {' or '.join(nets)}", role=row.role)
+            text = f"{' and '.join(diverged)}, so there is no {metric.name} to compare"
+            return Finding("unclear", text, nets=nets, role=row.role)
         outcome, text, notes = _bounded(row, values) if row.kind in BOUNDS else _compared(row, values)
-        notes = [_counts(values)] * row.metric.seeded + notes + diverged
+        notes = [_counts(values)] * metric.seeded + notes + diverged
         text += f" ({'; '.join(notes)})" if notes else ""
-        runs = min(map(len, values.values())) if row.metric.seeded else None
-        return Finding("unclear" if diverged else outcome, text, runs, row.nets, row.role)
+        runs = min(map(len, values.values())) if metric.seeded else None
+        return Finding("unclear" if diverged else outcome, text, runs, nets, row.role)
 
 
 def _bounded(row, values):
@@ -143,23 +137,24 @@ def _bounded(row, values):
 def _compared(row, values):
     """Outcome, text and notes of a row that compares a net with another one, or with a number of the paper's."""
     metric, ours, theirs = row.metric, values[row.net], values.get(row.other, [row.other])
-    several = metric.seeded and min(map(len, values.values())) > 1
-    difference = mean_of(ours) - mean_of(theirs)
+    difference, within, gain, notes = fmean(ours) - fmean(theirs), row.within, "", []
     low, high = difference - metric.one_run, difference + metric.one_run
-    notes, within = [], row.within
-    if several:
+    if several := metric.seeded and min(map(len, values.values())) > 1:
         low, high = _interval(ours, theirs)
-        shown = [metric.shown(end, "") for end in ((low, high) if difference > 0 else (-high, -low))]
-        notes.append(f"95 % interval {shown[0]} to {shown[1]}")
+        ends = [metric.shown(end, "") for end in ((low, high) if difference > 0 else (-high, -low))]
+        notes.append(f"95 % interval {' to '.join(ends)}")
     if row.baseline:
-        within = max(0, mean_of(values[row.baseline]) - mean_of(theirs)) / 2
+        within = max(0, fmean(values[row.baseline]) - fmean(theirs)) / 2
+        gain = f", half of the gain over {row.baseline},"
     if row.kind == EQUAL and metric.seeded:
-        gain = f", half of the gain over {row.baseline}," if row.baseline else ""
         notes.append(f"at most {metric.shown(within, metric.points)}{gain} required")
     elif row.kind == NOT_HIGHER:
         notes.append("required: not clearly higher")
-    text = f"the {metric.name} of {row.net} is {metric.shown(mean_of(ours))}, {_apart(metric, difference)} "
-    text += f"the {metric.shown(mean_of(theirs))} of {row.other if isinstance(row.other, str) else 'the paper'}"
+    apart = f"{metric.shown(abs(difference), metric.points)} {'lower' if difference < 0 else 'higher'} than"
+    if metric.shown(abs(difference)) == metric.shown(0):
+        apart = "the same as"
+    text = f"the {metric.name} of {row.net} is {metric.shown(fmean(ours))}, {apart} the {metric.shown(fmean(theirs))}"
+    text += f" of {row.other if isinstance(row.other, str) else 'the paper'}"
     return _outcome(row, low, high, within, several), text, notes
 
 
@@ -176,23 +171,13 @@ def _outcome(row, low, high, within, several):
     return "holds" if high < 0 else "fails" if low > 0 else "unclear"
 
 
-def _apart(metric, difference):
-    if metric.shown(abs(difference)) == metric.shown(0):
-        return "the same as"
-    return f"{metric.shown(abs(difference), metric.points)} {'lower' if difference < 0 else 'higher'} than"
-
-
 def _counts(values):
     """The numbers of runs in words."""
-    numbers = [len(each) for each in values.values()]
-    words = ["one run" if number == 1 else f"{number} runs" for number in numbers]
-    if len(words) == 1:
-        return words[0]
-    return f"{words[0]} each" if len(set(words)) == 1 else f"{', '.join(map(str, numbers[:-1]))} and {words[-1]}"
-
-
-def mean_of(values):
-    return sum(values) / len(values)
+    *numbers, last = map(len, values.values())
+    words = "one run" if last == 1 else f"{last} runs"
+    if set(numbers) <= {last}:
+        return f"{words} each" if numbers else words
+    return f"{', '.join(map(str, numbers))} and {words}"
 
 
 def _interval(ours, theirs):

@@ -48,10 +48,8 @@ def _block(axes, layers, above):
     axes.text(0.15, bottom - 0.55, "relu", va="center", style="italic")
     turns = [(0, 0.6), (right - corner, 0.6), (right, 0.6), (right, 0.6 - corner)]
     turns += [(right, bottom + corner), (right, bottom), (right - corner, bottom), (0.22, bottom)]
-    around = Path(
-        turns, [Path.MOVETO, Path.LINETO, Path.CURVE3, Path.CURVE3, Path.LINETO, Path.CURVE3, Path.CURVE3, Path.LINETO]
-    )
-    axes.add_patch(FancyArrowPatch(path=around, arrowstyle="-|>", mutation_scale=12, color="0.25"))
+    corner = [Path.LINETO, Path.CURVE3, Path.CURVE3]
+    _arrow(axes, path=Path(turns, [Path.MOVETO, *corner, *corner, Path.LINETO]))
     axes.set(xlim=(-1.9, 2.9), ylim=(min(bottom - 1, axes.get_ylim()[0]), 1))
     return bottom
 
@@ -75,10 +73,9 @@ def figure_3(nets):
             if place:
                 _arrow(axes, (0, 0.65 - place), (0, 0.35 - place), size=6)
             if layer.around:
-                start, line = place - layer.around + 0.5, ":" if layer.grows else "-"
-                style = {"arrowstyle": "-|>", "mutation_scale": 7, "color": "0.25", "linestyle": line}
-                bow = {"connectionstyle": "arc3,rad=-0.55", "shrinkA": 0, "shrinkB": 0}
-                axes.add_patch(FancyArrowPatch((1.1, -start), (1.1, -place - 0.45), **style, **bow))
+                start, style = layer.around - place - 0.5, ":" if layer.grows else "-"
+                bow = {"connectionstyle": "arc3,rad=-0.55", "linestyle": style}
+                _arrow(axes, (1.1, start), (1.1, -place - 0.45), size=7, **bow)
         axes.set(xlim=(-1.7, 1.7), ylim=(-height, 0.6))
         axes.set_title(title, fontsize=11)
     return _bare(figure)
@@ -91,9 +88,9 @@ def _box(axes, x, y, text, width, height, colour, fontsize=11):
     axes.text(x, y, text, ha="center", va="center", fontsize=fontsize)
 
 
-def _arrow(axes, start, end, size=12):
-    style = {"arrowstyle": "-|>", "mutation_scale": size, "color": "0.25", "shrinkA": 0, "shrinkB": 0}
-    axes.add_patch(FancyArrowPatch(start, end, **style))
+def _arrow(axes, *ends, size=12, **style):
+    style |= {"arrowstyle": "-|>", "mutation_scale": size, "color": "0.25", "shrinkA": 0, "shrinkB": 0}
+    axes.add_patch(FancyArrowPatch(*ends, **style))
 
 
 def _bare(figure):

@@ -5,22 +5,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from replication.report.tables import number
+
 # Percentage points by which two single runs may differ by chance: six runs of one ResNet-56, by one user of a public
 # replication, gave test errors of 6.89 to 8.42 %.
 ONE_RUN = 1.5
 
 
-def number(value, digits):
-    """A number in a format such as ".2f", or ".3g" but never with a power of ten above 1."""
-    text = f"{value:{digits}}"
-    return f"{value:,.0f}" if "e+" in text else text
-
-
 class Metric(NamedTuple):
-    """What is compared: its name, how a ``Record`` gives it (None: not measured), its unit and format.
+    """What is compared: its name, how a ``Record`` gives it (None or NaN: not measured), its unit and format.
 
-    one_run: the largest difference between two single runs that may be chance.
-    seeded: False for counts, which are the same for every seed.
+    one_run: the largest difference between two single runs that may be chance; 0 for counts, which no seed changes.
     """
 
     name: str
@@ -28,7 +23,10 @@ class Metric(NamedTuple):
     unit: str = " %"
     one_run: float = ONE_RUN
     format: str = ",.2f"
-    seeded: bool = True
+
+    @property
+    def seeded(self):
+        return self.one_run > 0
 
     @property
     def points(self):
@@ -36,18 +34,22 @@ class Metric(NamedTuple):
         return " points" if self.unit == " %" else self.unit
 
     def shown(self, value, unit=None):
-        return f"{number(value, self.format)}{self.unit if unit is None else unit}"
+        return f"{number(float(value), self.format)}{self.unit if unit is None else unit}"
 
 
-def mean_response(layers):
+def mean_response(record):
     """The mean over all 3x3 layers of the standard deviation of their responses, at the end of training (Fig. 7)."""
-    layers = layers[layers["kind"] == "3x3 conv"]
-    return layers.loc[layers["iteration"] == layers["iteration"].max(), "response_std"].mean()
+    return _at_end(record)["response_std"].mean()
 
 
-def mean_residual(layers):
+def mean_residual(record):
     """The mean over all residual functions of their size relative to what the shortcut passes on, at the end."""
-    return layers.loc[layers["iteration"] == layers["iteration"].max(), "residual_ratio"].mean()
+    return _at_end(record)["residual_ratio"].mean()
+
+
+def _at_end(record):
+    layers = record.layers[record.layers["kind"] == "3x3 conv"]
+    return layers[layers["iteration"] == layers["iteration"].max()]
 
 
 def gradient_gain(layers):
@@ -60,30 +62,21 @@ def gradient_gain(layers):
     return np.exp(logs.apply(lambda norms: norms.iloc[:5].mean(skipna=False) - norms.iloc[-5:].mean(skipna=False)))
 
 
-def _lowest_gain(record):
-    """A gradient that is not a number counts as the worst there is."""
-    return gradient_gain(record.layers).fillna(0).min() if len(record.layers) else None
-
-
-def _highest_gain(record):
-    return gradient_gain(record.layers).fillna(np.inf).max() if len(record.layers) else None
-
-
-def _least_variance(record):
+def least_variance(record):
     layers = record.layers
-    return layers.loc[layers["kind"] == "3x3 conv", "signal_variance"].fillna(0).min() if len(layers) else None
+    return layers.loc[layers["kind"] == "3x3 conv", "signal_variance"].fillna(0).min()
 
 
 def _open_shortcuts(record):
     """The share of blocks that add their shortcut, in percent."""
     start = record.layers[record.layers["iteration"] == 0]
-    blocks = start["name"].str.extract(r"(layer\d+\.\d+)")[0].nunique() if len(start) else 0
+    blocks = start["name"].str.extract(r"(layer\d+\.\d+)")[0].nunique()
     return 100 * start["residual_ratio"].count() / blocks if blocks else None
 
 
 def _early_error(record):
-    rows = record.history[record.history["iteration"] <= record.summary["iterations"] / 3]
-    return rows["train_error"].mean()
+    early = record.history["iteration"] <= record.summary["iterations"] / 3
+    return record.history.loc[early, "train_error"].mean()
 
 
 def _start(record):
@@ -102,20 +95,17 @@ TRAINING = Metric("training error", lambda record: record.summary["train_error"]
 # On ImageNet that of the centre crop: what every run measures, while the paper's tables have that of ten crops.
 TEST = Metric("test error", lambda record: record.summary["test_error"])
 EARLY = Metric("training error (mean over the first third of training)", _early_error)
-RESPONSE = Metric("mean response of all 3x3 layers", lambda record: mean_response(record.layers), "", 0.3)
-RESIDUAL_SIZE = Metric(
-    "mean size of the residual functions, relative to the shortcuts,",
-    lambda record: mean_residual(record.layers),
-    "",
-    0.05,
-)
+RESPONSE = Metric("mean response of all 3x3 layers", mean_response, "", 0.3)
+RESIDUAL_SIZE = Metric("mean size of the residual functions, relative to the shortcuts,", mean_residual, "", 0.05)
 START = Metric("time to a training error below 80 %", _start, " iterations", 100, ",.0f")
 WARMUP = Metric("length of the warm-up", _warmup, " iterations", 100, ",.0f")
-LOWEST_GAIN = Metric("lowest gradient ratio (first five to last five 3x3 layers)", _lowest_gain, "", format=".3g")
-HIGHEST_GAIN = Metric("highest gradient ratio (first five to last five 3x3 layers)", _highest_gain, "", format=".3g")
-LEAST_VARIANCE = Metric("least variance entering a 3x3 layer", _least_variance, "", format=".3g")
-PARAMETERS = Metric("number of parameters", lambda record: record.summary["parameters"], "", 0, ",.0f", seeded=False)
-MULTIPLY_ADDS = Metric(
-    "number of multiply-adds", lambda record: record.summary["multiply_adds"], "", 0, ",.0f", seeded=False
+# A gradient or a variance that is not a number counts as the worst there is.
+GAIN = "gradient ratio (first five to last five 3x3 layers)"
+LOWEST_GAIN = Metric(f"lowest {GAIN}", lambda record: gradient_gain(record.layers).fillna(0).min(), "", format=".3g")
+HIGHEST_GAIN = Metric(
+    f"highest {GAIN}", lambda record: gradient_gain(record.layers).fillna(np.inf).max(), "", format=".3g"
 )
-OPEN_SHORTCUTS = Metric("share of working shortcuts", _open_shortcuts, format=".0f", seeded=False)
+LEAST_VARIANCE = Metric("least variance entering a 3x3 layer", least_variance, "", format=".3g")
+PARAMETERS = Metric("number of parameters", lambda record: record.summary["parameters"], "", 0, ",.0f")
+MULTIPLY_ADDS = Metric("number of multiply-adds", lambda record: record.summary["multiply_adds"], "", 0, ",.0f")
+OPEN_SHORTCUTS = Metric("share of working shortcuts", _open_shortcuts, one_run=0, format=".0f")

@@ -14,28 +14,23 @@ from replication.paper import CLAIMS, FIGURE_7, TABLE_6
 from replication.report import layers
 from replication.report.claims import THEIRS
 from replication.report.comparisons import RULES, VERDICTS
-from replication.report.tables import KINDS, in_markdown, markdown, spread
+from replication.report.error_curves import by_kind
+from replication.report.tables import in_markdown, markdown, spread
 from replication.runs import records as run_records
 from replication.runs.records import by_conditions, ended, json_text, read_json
 
 ROOT = Path(__file__).parents[2]  # of the source tree, with its README, docs and notebooks
-JUDGED = ("published", "own", "both")
 HEAD = """<!doctype html>
 <html lang="en">
-<head>
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="viewport" content="width=device-width">
 <title>Deep Residual Learning, a replication: the scorecard</title>
 <style>
-body { max-width: 76rem; margin: 0 auto; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; color: #1c1e21; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1rem; margin-top: 2rem; }
+body { max-width: 76rem; margin: 0 auto; padding: 1rem; font: 16px/1.5 system-ui, sans-serif; }
 table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #d9dde1; vertical-align: top; }
-ul { padding-left: 1.2rem; } li { margin: .3rem 0; } img { width: 100%; max-width: 60rem; }
-.anchor-link { display: none; }
+img { width: 100%; max-width: 60rem; } .anchor-link { display: none; }
 </style>
-</head>
-<body>
 """
 
 
@@ -46,19 +41,18 @@ def everything(results="results", judged="published"):
     record takes the place of a published one of the same run. Raises ValueError for another ``judged``, and where there
     is no folder of the records asked for.
     """
-    if judged not in JUDGED:
-        raise ValueError(f"judged {judged!r}: choose {', '.join(JUDGED)}")
     own, published = files.folder("results", results), run_records.PUBLISHED
-    if judged == "published" and published is None:
+    there = [folder for folder in (published, own) if folder is not None and folder.is_dir()]
+    folders = {"published": [published], "own": [own], "both": there}
+    if judged not in folders:
+        raise ValueError(f"judged {judged!r}: choose {', '.join(folders)}")
+    if folders[judged] == [None]:
         raise ValueError("judged 'published': this package was installed without its repository, choose own")
-    folders = {"published": [published], "own": [own], "both": [each for each in (published, own) if each.is_dir()]}
     records, evaluations = {}, {}
     for folder in folders[judged]:
-        records |= {
-            record.run.id: record for record in run_records.all_finished(folder) if record.run.recipe != "smoke"
-        }
+        records |= {record.run.id: record for record in run_records.all_finished(folder)}
         evaluations |= read_json(folder / "6_imagenet" / "evaluations.json")
-    return [record for _, record in sorted(records.items())], evaluations
+    return [record for _, record in sorted(records.items()) if record.run.recipe != "smoke"], evaluations
 
 
 def sources(records):
@@ -70,51 +64,46 @@ def sources(records):
 
 
 def summary(card, records):
-    """What a scorecard says at a glance: a dict.
-
-    judged: whose records; answer: a sentence on the paper's own conditions, since runs under others say nothing about
-    its numbers; claims: {number: {conditions: verdict}}, first under the paper's; runs: as of ``runs_table``.
-    """
-    rows = readable(card).rename(columns={"": "number"}).drop(columns="claim").set_index("number")
+    """What a scorecard says at a glance: whose records were judged, an answer, {claim: {conditions: verdict}}, runs."""
+    verdicts = readable(card).set_index("").drop(columns="claim").to_dict("index")
     runs = _cells(runs_table(card, records))
-    return {"judged": sources(records), "answer": answer(card), "claims": rows.to_dict("index"), "runs": runs}
+    return {"judged": sources(records), "answer": answer(card), "claims": verdicts, "runs": runs}
 
 
 def answer(card):
     """Whether the paper was reproduced, in a sentence."""
-    tested = card[card["as_paper"] & (card["verdict"] != "not attempted")]
-    if tested.empty:
+    counts = _counted(card[card["as_paper"]])
+    if not counts:
         return f"Not yet: none of the paper's {len(CLAIMS)} claims was tested under its own conditions."
-    return f"Under its own conditions, {_counted(tested)} of {len(CLAIMS)} claims."
+    return f"Under its own conditions, {counts} of {len(CLAIMS)} claims."
 
 
 def _counted(rows):
-    counts = rows[rows["verdict"] != "not attempted"].groupby("verdict")["claim"].nunique()
-    return ", ".join(f"{counts[each]} {each}" for each in VERDICTS if each in counts) or "no claim tested"
+    """How many claims have which verdict, in words."""
+    counts = rows.groupby("verdict")["claim"].nunique().drop("not attempted", errors="ignore")
+    return ", ".join(f"{counts[each]} {each}" for each in VERDICTS if each in counts)
 
 
 def runs_table(card, records):
     """What was run: a row for each set of conditions, with hours of training, hardware and verdicts."""
-    rows = []
-    for _, conditions, members in by_conditions(records):
-        rows.append(
-            {
-                "conditions": conditions,
-                "runs": len(members),
-                "diverged": sum(ended(members)[1].values()),
-                "nets": len({record.net for record in members}),
-                "hours": round(sum(record.summary["seconds"] for record in members) / 3600, 2),
-                "hardware": ", ".join(dict.fromkeys(_machine(record.environment) for record in members)),
-                "verdicts": _counted(card[card["conditions"] == conditions]),
-            }
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {
+            "conditions": conditions,
+            "runs": len(members),
+            "diverged": sum(ended(members)[1].values()),
+            "nets": len({record.net for record in members}),
+            "hours": round(sum(record.summary["seconds"] for record in members) / 3600, 2),
+            "hardware": ", ".join(dict.fromkeys(_machine(record.environment) for record in members)),
+            "verdicts": _counted(card[card["conditions"] == conditions]) or "no claim tested",
+        }
+        for _, conditions, members in by_conditions(records)
+    )
 
 
 def _machine(environment):
-    if environment["device"] != "cpu":
-        return environment["device"]
-    return f"{environment['processor']}, {environment['cores']} core{'s' if environment['cores'] != 1 else ''}"
+    plural = "s" if environment["cores"] != 1 else ""
+    cpu = f"{environment['processor']}, {environment['cores']} core{plural}"
+    return cpu if environment["device"] == "cpu" else environment["device"]
 
 
 def distances(records):
@@ -126,7 +115,7 @@ def distances(records):
     table = table.assign(n=table["n"] - table["diverged"], distance=table["test_error"] - table["paper_error"])
     names = {"test_error": "ours", "test_error_std": "ours_std", "test_error_values": "ours_values"}
     table = table[table["comparable"] & (table["n"] > 0)].rename(columns=names)
-    nets = pd.DataFrame({"net": list(TABLE_6.errors), "paper": list(TABLE_6.errors.values())})
+    nets = pd.DataFrame(TABLE_6.errors.items(), columns=["net", "paper"])
     table = nets.merge(table[["net", *names.values(), "distance", "n", "precision"]], how="left", on="net")
     return table.astype({"n": "Int64"}).fillna({"n": 0})
 
@@ -134,24 +123,23 @@ def distances(records):
 def readable(card):
     """The scorecard for the eye: a row for each claim, a column for each set of conditions, the paper's first."""
     card = card.assign(place=card["place"].where(~card["as_paper"], THEIRS))
-    places = [THEIRS, *card["place"][~card["as_paper"]].unique()]
     shown = card.groupby(["claim", "name", "place"], sort=False)["verdict"].agg(" / ".join).unstack()
+    places = dict.fromkeys([THEIRS, *card["place"]])
     return shown.reindex(columns=places).fillna("–").reset_index().rename(columns={"claim": "", "name": "claim"})
 
 
 def sections(card, records, folder):
     """The scorecard in Markdown, by the titles of its sections; links are those from ``folder``."""
-    matrix = readable(card)
     table_6 = distances(records)
     table_6["ours"] = [spread(row, "ours") for row in table_6.to_dict("records")]
     table_6["distance"] = table_6["distance"].map("{:+.2f}".format, na_action="ignore")
-    runs = runs_table(card, records)
+    runs = "Nothing has been run yet."
+    if records:
+        runs = f"{markdown(runs_table(card, records), 99)}\n\nHours are the sum over all runs, several of which may "
+        runs += "have been trained side by side."
     return {
-        "Was the paper reproduced?": f"{answer(card)} {sources(records)}\n\n{markdown(matrix, 99)}\n\n{RULES}",
-        "What was run": f"{markdown(runs, 99)}\n\nHours are the sum over all runs, several of which may have been "
-        "trained side by side."
-        if records
-        else "Nothing has been run yet.",
+        "Was the paper reproduced?": f"{answer(card)} {sources(records)}\n\n{markdown(readable(card), 99)}\n\n{RULES}",
+        "What was run": runs,
         "The claims one by one": listing(card, folder),
         "Distances to Table 6": "CIFAR-10 test errors in percent after 64,000 iterations; the paper's error of "
         "ResNet-110 is the best of five runs. Only runs under the paper's conditions are shown.\n\n"
@@ -184,9 +172,7 @@ def figures(records, folder):
     """
     names = {}
     for number, (_, conditions, members) in enumerate(by_conditions(records), start=1):
-        panels = {words: _by_depth(members, kind) for kind, words in KINDS.items()}
-        panels = {words: nets for words, nets in panels.items() if nets}
-        if panels:
+        if panels := by_kind(members, sorted({record.run.name.depth for record in members})):
             report.save_figure(report.figure_6(members, panels, stacked=True), folder, f"errors_{number}")
             names[f"Training error (dashed) and test error (bold): {conditions}."] = f"errors_{number}"
         finite, _ = ended(members)
@@ -195,12 +181,6 @@ def figures(records, folder):
             report.save_figure(layers.figure_7(measured), folder, f"responses_{number}")
             names[f"Standard deviations of layer responses, as in Fig. 7: {conditions}."] = f"responses_{number}"
     return names
-
-
-def _by_depth(records, kind):
-    """The nets of a kind, each as in the paper: without those of other shortcuts or without warm-up."""
-    depths = {record.run.name.depth for record in records if record.net == f"{kind}-{record.run.name.depth}"}
-    return [f"{kind}-{depth}" for depth in sorted(depths)]
 
 
 def save(card, records, folder, figures=()):
@@ -219,16 +199,11 @@ def save(card, records, folder, figures=()):
     write(folder / "table.md", "\n\n".join(parts) + "\n")
     title = "# Deep Residual Learning for Image Recognition (CVPR 2016), a replication: the scorecard"
     pictures = [f"![]({name}.svg)\n\n{in_markdown(caption)}" for caption, name in dict(figures).items()]
-    pictures = ["## Figures", *pictures] if pictures else []
-    body = _html("\n\n".join([title, *parts[:3], *pictures, *parts[3:]]), folder)
-    write(folder / "index.html", f"{HEAD}{body}</body>\n</html>\n")
-
-
-def _html(text, folder):
-    """Markdown, whose names are escaped, as HTML without scripts, with the pictures of ``folder`` embedded."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="scorecard")])
+    text = "\n\n".join([title, *parts[:3], *(["## Figures"] if pictures else []), *pictures, *parts[3:]])
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="scorecard")])
     exporter = HTMLExporter(template_name="basic", embed_images=True)
-    return exporter.from_notebook_node(notebook, {"metadata": {"path": str(folder)}})[0]
+    body, _ = exporter.from_notebook_node(page, {"metadata": {"path": str(folder)}})
+    write(folder / "index.html", f"{HEAD}{body}</html>\n")
 
 
 def _cells(table):
@@ -263,10 +238,9 @@ def update_readme(card, records, path=ROOT / "README.md"):
     """Put results and scorecard into the README, between their marks. Raises ValueError where these are missing."""
     text = path.read_text()
     for name, content in for_readme(card, records).items():
-        marks = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, begin, rest = text.partition(marks[0])
-        _, end, after = rest.partition(marks[1])
-        if not begin or not end:
-            raise ValueError(f"{path} has no place for the {name}: mark one by {marks[0]} and {marks[1]}")
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if not 0 <= text.find(begin) < text.find(end):
+            raise ValueError(f"{path} has no place for the {name}: mark one by {begin} and {end}")
+        before, after = text.partition(begin)[0], text.partition(end)[2]
         text = f"{before}{begin}\n\n{content}\n\n{end}{after}"
     write(path, text)

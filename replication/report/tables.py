@@ -7,18 +7,16 @@ import pandas as pd
 
 from replication.engine.files import write
 from replication.paper import TABLE_6
-from replication.report.metrics import number
 from replication.runs.records import CONDITIONS, in_words
 
 KINDS = {"plain": "plain nets", "resnet": "residual nets"}
 ERRORS = {"train_error": "training error", "test_error": "test error"}
 TOP_K = {"top1": "top-1 error", "top5": "top-5 error"}
-WHOLE = ("parameters", "iterations", "holdout", "bn_batch", "diverged")
+WHOLE = {"parameters", "iterations", "holdout", "bn_batch", "diverged"}
+ELSEWHERE = (
+    "These are not the paper's conditions: compare the nets of one column with each other, not ours with the paper's."
+)
 FEW = 3  # runs whose values are shown one by one; of more, mean and standard deviation
-STYLES = [
-    {"selector": "caption", "props": "caption-side: bottom; text-align: left; padding-top: 0.5em"},
-    {"selector": "td", "props": "white-space: nowrap"},
-]
 
 
 def errors(records, nets=(), published=TABLE_6, others=()):
@@ -31,27 +29,47 @@ def errors(records, nets=(), published=TABLE_6, others=()):
     ``comparable`` says whether a row was measured under the paper's conditions, ``diverged`` how many of the n runs
     did: these are left out of the means.
     """
-    rows = group([_summary(record) for record in records], ["net", *CONDITIONS], ERRORS)
+    runs = [
+        {"net": record.net} | record.conditions | record.summary | {"diverged": record.diverged is not None}
+        for record in records
+    ]
+    runs = [run | {"seconds": None} if run["diverged"] else run for run in runs]
+    rows = group(runs, ["net", *CONDITIONS], [*ERRORS, "parameters", "seconds"])
     rows += [{"net": net, "n": 0} for net in nets if net not in {row["net"] for row in rows}]
     rows += [dict(other) | {"n": 1} for other in others]
-    spreads = [f"{error}{end}" for error in ERRORS for end in ("", "_std")]
-    columns = ["net", "parameters", *CONDITIONS, "n", "diverged", *spreads, "seconds"]
-    table = pd.DataFrame(rows, columns=[*columns, *(f"{error}_values" for error in ERRORS)])
-    table["diverged"] = table["diverged"].fillna(0)
-    table = table.astype(dict.fromkeys(WHOLE, "Int64"))
-    alike = [published.conditions is not None and published.conditions.items() <= row.items() for row in rows]
-    paper_errors = table["net"].map(published.errors).astype(float)
-    return table.assign(paper_error=paper_errors, paper=published.title, comparable=alike)
+    theirs = {"paper_error": [published.errors.get(row["net"]) for row in rows]}
+    return _table(rows, "parameters", ERRORS, theirs, published, paper=published.title)
 
 
-def _summary(record):
-    """What ``errors`` needs of a run; without its time if it diverged."""
-    diverged = record.diverged is not None
-    row = {"net": record.net} | record.conditions | record.summary | {"diverged": diverged}
-    return row | ({"seconds": None} if diverged else {})
+def tested(records, evaluations, published):
+    """Tables 2 to 5: top-1 and top-5 errors in percent by the table's own protocol, beside the paper's.
+
+    evaluations: as ``evaluate.evaluations`` gives them. One row for each net of the paper's table, run or not (``n`` is
+    the number of runs tested), then one for each of the weights of others.
+    ``comparable`` says whether a row was measured under the paper's conditions.
+    """
+    evaluations = {label: each for label, each in evaluations.items() if published.way in each}
+    found = {label: each[published.way] for label, each in evaluations.items()}
+    own = {record.run.id: record for record in records}
+    runs = [{"net": own[name].net} | own[name].conditions | found[name] for name in own if name in found]
+    rows = [row for row in group(runs, ["net", *CONDITIONS], TOP_K) if row["net"] in published.errors]
+    for label in found:
+        if label not in own and (label == "ensemble") == ("ensemble" in published.errors):
+            members = [own[name] for name in evaluations[label].get("members") or ()]
+            shared = set.intersection(*(set(member.conditions.items()) for member in members)) if members else ()
+            nets = ", ".join(member.net for member in members)
+            rows.append(dict(shared) | {"net": label, "n": 1, "members": nets} | found[label])
+    rows += [{"net": net, "n": 0} for net in published.errors if net not in {row["net"] for row in rows}]
+    order = [*published.errors, *found]
+    rows.sort(key=lambda row: order.index(row["net"]))
+    pairs = [published.errors.get(row["net"], (None, None)) for row in rows]
+    theirs = {f"paper_{name}": [pair[place] for pair in pairs] for place, name in enumerate(TOP_K)}
+    images = max((each["images"] for each in evaluations.values()), default=0)
+    table = _table(rows, "members", TOP_K, theirs, published, images=images)
+    return table.assign(comparable=table["comparable"] & (images == 50_000)).drop(columns=["diverged", "seconds"])
 
 
-def group(rows, keys, names, digits=".2f"):
+def group(rows, keys, names, digits=",.2f"):
     """A row for each combination of keys: n, the mean of every name, its ``_std``, and its ``_values`` as text."""
     groups = []
     for values, members in pd.DataFrame(rows).groupby(keys, sort=False) if rows else ():
@@ -62,73 +80,32 @@ def group(rows, keys, names, digits=".2f"):
             row[f"{name}_values"] = ", ".join(number(value, digits) for value in column.dropna())
         if "diverged" in members:
             row["diverged"] = int(members["diverged"].sum())
-        means = {name: members[name].astype(float).mean() for name in ("parameters", "seconds") if name in members}
-        groups.append(row | means)
+        groups.append(row)
     return groups
 
 
-def tested(records, evaluations, published):
-    """Tables 2 to 5: top-1 and top-5 errors in percent by the table's own protocol, beside the paper's.
-
-    evaluations: as ``evaluate.evaluations`` gives them. One row for each net of the paper's table, run or not (``n`` is
-    the number of runs tested), then one for each of the weights of others.
-    ``comparable`` says whether a row was measured under the paper's conditions.
-    """
-    protocol = published.way
-    errors_of = {label: each[protocol] for label, each in evaluations.items() if protocol in each}
-    own = {record.run.id: record for record in records}
-    runs = [
-        {"net": record.net} | record.conditions | errors_of[name] for name, record in own.items() if name in errors_of
-    ]
-    rows = [row for row in group(runs, ["net", *CONDITIONS], TOP_K) if row["net"] in published.errors]
-    ensembles = "ensemble" in published.errors
-    for label in errors_of:
-        if label not in own and ensembles == (label == "ensemble"):
-            members = [own[name] for name in evaluations[label].get("members") or ()]
-            conditions = pd.DataFrame([member.conditions for member in members], columns=CONDITIONS).drop_duplicates()
-            shared = {name: conditions[name].iloc[0] for name in CONDITIONS if conditions[name].nunique() == 1}
-            nets = ", ".join(member.net for member in members)
-            rows.append(shared | {"net": label, "n": 1, "members": nets, **errors_of[label]})
-    rows += [{"net": net, "n": 0} for net in published.errors if net not in {row["net"] for row in rows}]
-    order = list(published.errors)
-    rows.sort(key=lambda row: order.index(row["net"]) if row["net"] in order else len(order))
-    numbers = [f"{name}{end}" for name in TOP_K for end in ("", "_std")]
-    columns = ["net", "members", *CONDITIONS, "n", *numbers, *(f"{name}_values" for name in TOP_K)]
-    table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(WHOLE[1:4], "Int64"))
-    for place, name in enumerate(TOP_K):
-        table[f"paper_{name}"] = [published.errors.get(net, (None, None))[place] for net in table["net"]]
-    table = table.astype(dict.fromkeys([*numbers, "paper_top1", "paper_top5"], float))
-    images = max((evaluations[label]["images"] for label in errors_of), default=0)
+def _table(rows, special, names, theirs, published, **constants):
+    """Rows with conditions, numbers of runs and errors, by ``names``; then the columns of ``theirs`` and constants."""
+    numbers = [f"{name}{end}" for name in names for end in ("", "_std")]
+    columns = ["net", special, *CONDITIONS, "n", "diverged", *numbers, "seconds", *(f"{name}_values" for name in names)]
+    table = pd.DataFrame(rows, columns=columns).fillna({"diverged": 0}).assign(**theirs)
+    table = table.astype(dict.fromkeys(WHOLE & set(columns), "Int64") | dict.fromkeys([*numbers, *theirs], float))
     wanted = published.conditions
-    alike = [images == 50_000 and wanted is not None and wanted.items() <= row.items() for row in rows]
-    return table.assign(images=images, comparable=alike)
+    alike = [wanted is not None and wanted.items() <= row.items() for row in rows]
+    return table.assign(**constants, comparable=alike)
 
 
-def _runs(table):
-    """The rows of a table that stand for runs: neither nets not yet run nor weights of others."""
-    return table[(table["n"] > 0) & table["dataset"].notna()]
-
-
-def described(table):
-    """The conditions of a table's runs in words: "digits, recipe digits, 1,100 iterations, float32, 1 run per net"."""
-    table = _runs(table)
-    parts = map(in_words, table[[*CONDITIONS]].drop_duplicates().to_dict("records"))
-    low, high = table["n"].min(), table["n"].max()
-    runs = f"{low}" if low == high else f"{low} to {high}"
-    return "; ".join(parts) + f", {runs} run{'' if high == 1 else 's'} per net"
+def described(runs):
+    """The conditions of rows in words: "digits, recipe digits, 1,100 iterations, float32, 1 run per net"."""
+    parts = map(in_words, runs[[*CONDITIONS]].drop_duplicates().to_dict("records"))
+    counts = " to ".join(map(str, sorted({runs["n"].min(), runs["n"].max()})))
+    return "; ".join(parts) + f", {counts} run{'' if counts == '1' else 's'} per net"
 
 
 def readable(table, published=TABLE_6):
-    """A table of ``errors`` or ``tested`` for the eye, the paper's errors beside ours.
-
-    Conditions that differ between its rows are columns, too.
-    """
-    shown = {"net": table["net"]}
-    if "parameters" in table:
-        shown["parameters"] = table["parameters"].map(number_text)
-    for name in CONDITIONS:
-        if table[name].nunique() > 1:
-            shown[name] = table[name].map(number_text)
+    """A table of ``errors`` or ``tested`` for the eye, ours beside the paper's; with conditions that differ."""
+    differing = [name for name in CONDITIONS if table[name].nunique() > 1]
+    shown = {name: table[name].map(number) for name in ["net", "parameters", *differing] if name in table}
     ours = table["dataset"].notna() | ((table["n"] == 0) & table["net"].map(_is_ours))
     shown["runs"] = table["n"].where(ours, "–")
     if "diverged" in table and table["diverged"].any():
@@ -136,9 +113,9 @@ def readable(table, published=TABLE_6):
     for error, words in (TOP_K if "top1" in table else ERRORS).items():
         shown[f"ours: {words} %"] = [_error_text(row, error) for row in table.to_dict("records")]
         if f"paper_{error}" in table and table[f"paper_{error}"].notna().any():
-            shown[f"paper: {words} %"] = table[f"paper_{error}"].map(number_text)
+            shown[f"paper: {words} %"] = table[f"paper_{error}"].map(number)
     if "paper_error" in table:
-        shown[published.title] = table["paper_error"].map(number_text)
+        shown[published.title] = table["paper_error"].map(number)
     return pd.DataFrame(shown)
 
 
@@ -148,64 +125,60 @@ def _is_ours(net):
 
 
 def _error_text(row, error):
-    if row["n"] > 0 and row["n"] == row.get("diverged"):
-        return "diverged"
     if row["n"] == 0:
         return "not run" if _is_ours(row["net"]) else "–"
-    return spread(row, error)
+    return "diverged" if row["n"] == row.get("diverged") else spread(row, error)
 
 
-def spread(row, name, digits=".2f"):
+def spread(row, name, digits=",.2f"):
     """A number of a row of ``group``: the values of up to three runs, of more runs mean ± standard deviation."""
     values = row.get(f"{name}_values")
-    if pd.isna(row[name]):
-        return "–"
-    if isinstance(values, str) and values.count(", ") < FEW:
+    if isinstance(values, str) and values and values.count(", ") < FEW:
         return values
-    mean, deviation = row[name], row[f"{name}_std"]
-    return number(mean, digits) + ("" if pd.isna(deviation) else f" ± {number(deviation, digits)}")
+    text = number(row[name], digits)
+    return text if pd.isna(row[f"{name}_std"]) else f"{text} ± {number(row[f'{name}_std'], digits)}"
 
 
-def number_text(value):
-    """A cell for the eye: two decimals, thousands separated, "–" where it is empty."""
+def number(value, digits=",.2f"):
+    """A cell for the eye: floats in a format, but never with a power of ten above 1; "–" where it is empty."""
     if pd.isna(value):
         return "–"
-    return value if isinstance(value, str) else f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+    if isinstance(value, str):
+        return value
+    text = f"{value:{digits}}" if isinstance(value, float) else f"{value:,}"
+    return f"{value:,.0f}" if "e+" in text else text
 
 
 def styled(table, published=TABLE_6):
     """``readable`` for a notebook, with its caution as the caption."""
-    shown = readable(table, published).style.hide().format(escape="html").set_table_styles(STYLES)
+    below = [{"selector": "caption", "props": "caption-side: bottom; text-align: left"}]
+    shown = readable(table, published).style.hide().format(escape="html").set_table_styles(below)
     return shown.set_caption(html.escape(caution(table)))
 
 
 def caution(table):
     """What must stand under a table: what it was measured on, and whether it may be compared with the paper's."""
-    runs, others = _runs(table), table[(table["n"] > 0) & table["dataset"].isna()]
-    sentences = []
-    if len(runs):
-        sentences.append(f"Ours: {described(table)}.")
-    if "images" in table and (table["n"] > 0).any():
+    tried = table[table["n"] > 0]
+    runs, others = tried.dropna(subset="dataset"), tried[tried["dataset"].isna()]
+    if tried.empty:
+        return "Nothing has been run yet."
+    sentences = [f"Ours: {described(runs)}."] if len(runs) else []
+    if "images" in table:
         sentences.append(f"Tested on {table['images'].iloc[0]:,} images.")
-    if "diverged" in table:
-        sentences += [
-            f"{row.diverged} of {row.n} run{'s' if row.n > 1 else ''} of {row.net} diverged"
-            f"{': the errors are those of the others' if row.diverged < row.n else ''}."
-            for row in table[table["diverged"] > 0].itertuples()
-        ]
-    sentences += [f"The ensemble: {names}." for names in table.get("members", ()) if isinstance(names, str) and names]
+    for row in runs[runs["diverged"] > 0].itertuples() if "diverged" in table else ():
+        rest = ": the errors are those of the others" if row.diverged < row.n else ""
+        sentences.append(f"{row.diverged} of {row.n} run{'s' if row.n > 1 else ''} of {row.net} diverged{rest}.")
+    if "members" in table:
+        sentences += [f"The ensemble: {names}." for names in table["members"].dropna() if names]
     if len(others):
         sentences.append(f"Trained by others, tested here: {', '.join(others['net'])}.")
     if (runs["recipe"] == "smoke").any():
         sentences.append("A smoke test: these errors mean nothing.")
     elif len(runs) and runs["comparable"].all():
         sentences.append("Measured as the paper's.")
-    elif (table["n"] > 0).any():
-        sentences.append(
-            "These are not the paper's conditions: compare the nets of one column with each other, "
-            "not ours with the paper's."
-        )
-    return " ".join(sentences) or "Nothing has been run yet."
+    else:
+        sentences.append(ELSEWHERE)
+    return " ".join(sentences)
 
 
 def save_errors(table, folder, published=TABLE_6, name="table"):
@@ -224,30 +197,23 @@ def save_table(table, folder, name="table", shown=None, note=""):
 
 def markdown(table, left=1):
     """A table in Markdown, its first ``left`` columns aligned to the left; no name in it can become HTML."""
-    shown = table.map(number_text).map(in_markdown).rename(columns=in_markdown)
+    shown = table.map(number).map(in_markdown).rename(columns=in_markdown)
     aligned = ["left" if number < left else "right" for number in range(table.shape[1])]
     return shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
 
 
 def in_markdown(text):
     """Text that may hold names of others, so that none of it is taken for HTML, a link or the end of a cell."""
-    for character, escaped in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("[", "\\[")):
-        text = text.replace(character, escaped)
-    return text
+    return text.translate(str.maketrans({"\\": "\\\\", "&": "&amp;", "<": "&lt;", "|": "\\|", "[": "\\["}))
 
 
-def _same_conditions(table):
-    """The rows of a table that were run; raises ValueError unless there are some, all under the same conditions."""
-    table = _runs(table)
+def conditions_of(records):
+    """The conditions of records in words; raises ValueError for none, and for records of different conditions."""
+    table = errors(records)
     if table.empty:
         raise ValueError("there is no record to show: give at least one finished run")
     differing = [name for name in CONDITIONS if table[name].nunique() > 1]
     if differing:
         values = "; ".join(f"{name}: {', '.join(map(str, table[name].unique()))}" for name in differing)
         raise ValueError(f"these runs were not made under the same conditions ({values}): show them one by one")
-    return table
-
-
-def conditions_of(records):
-    """The conditions of records in words; raises ValueError for none, and for records of different conditions."""
-    return described(_same_conditions(errors(records)))
+    return described(table)
