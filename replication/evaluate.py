@@ -54,15 +54,14 @@ def single_view(net, batches, device="cpu", precision="float32"):
 
 
 def ten_crop(image):
-    """Centre and corners of the central 256x256 of an image whose shorter side is 256, and their mirror images.
+    """Corners and centre of the central 256x256 of an image whose shorter side is 256, and their mirror images.
 
     The standard 10-crop of Krizhevsky et al. 2012 (the paper's [21]): one tensor (10, 224, 224, 3) in uint8.
     """
-    from torchvision.transforms.v2 import functional as v2
-
-    square = v2.center_crop(imagenet.resize(image, imagenet.TEST_SIDE), [imagenet.TEST_SIDE])
-    crops = [v2.pil_to_tensor(crop).permute(1, 2, 0) for crop in v2.ten_crop(square, [imagenet.CROP])]
-    return [torch.stack(crops)]
+    square = imagenet.pixels_of(imagenet.centre(imagenet.resize(image, imagenet.TEST_SIDE), imagenet.TEST_SIDE))
+    corners = ((0, 0), (0, 32), (32, 0), (32, 32), (16, 16))  # top and left of each crop
+    crops = torch.stack([square[y : y + imagenet.CROP, x : x + imagenet.CROP] for y, x in corners])
+    return [torch.cat([crops, crops.flip(2)])]
 
 
 def multi_scale(image):
@@ -70,10 +69,7 @@ def multi_scale(image):
 
     Nets are applied fully convolutionally: their global average pooling takes a map of any size (section 3.4).
     """
-    from torchvision.transforms.v2 import functional as v2
-
-    sides = imagenet.TEST_SIDES
-    return [v2.pil_to_tensor(imagenet.resize(image, side)).permute(1, 2, 0)[None] for side in sides]
+    return [imagenet.pixels_of(imagenet.resize(image, side))[None] for side in imagenet.TEST_SIDES]
 
 
 # Each takes an image in RGB and returns a list of tensors of views, (k, H, W, 3) in uint8.
