@@ -122,16 +122,16 @@ class ImageNet(HoldsOut):
                 f"{cache} cannot be written ({error.__cause__ or error}), and reading {count:,} images again each time "
                 f"would take too long: make {self.root} a writable folder, with a symbolic link to the images in it"
             ) from error
-        total, products, images, unreadable = np.zeros((CROP, CROP, 3), np.int64), np.zeros((3, 3), np.int64), 0, {}
+        total, products, unreadable = np.zeros((CROP, CROP, 3), np.int64), np.zeros((3, 3), np.int64), {}
         with progress_bar(count, f"mean of {self.name}", "images", disable=not self.progress) as bar:
             for views, labels, failures in read(self, self.train, central_crop):
                 for (crop,) in views:
                     total += crop[0].numpy()
                     colours = crop.view(-1, 3).double()  # holds integers of this size exactly
                     products += (colours.T @ colours).long().numpy()
-                images += len(labels)
                 unreadable |= failures
                 bar.update(len(labels) + len(failures))
+        images = count - len(unreadable)
         if not images:
             name, error = unreadable.popitem()
             raise ValueError(f"none of the {count:,} training files of {self.folder} can be read, {name}: {error}")
