@@ -30,7 +30,7 @@ def load(name, root="data", progress=True):
     if the name begins with ``imagenet``, torchvision's layout ``{train,val}/<wnid>/*``, whose images are read from
     their files in every epoch. ``imagenet-smoke`` is a small folder of that kind, created on first use.
     ``progress``: show a bar while images are decoded.
-    Raises TypeError or ValueError naming what is wrong with the name or the files, and the remedy.
+    Raises TypeError for a bad ``root``, ValueError naming what is wrong with the name or the files, and the remedy.
     """
     root = files.folder("data", root)
     check_name(name)
@@ -55,10 +55,8 @@ def present(name, root="data"):
 
 
 def check_name(name):
-    """Raise TypeError or ValueError unless ``name`` can be the name of a data set."""
-    if not isinstance(name, str):
-        raise TypeError(f"dataset {name!r}: give a name, one of {', '.join(BUILT_IN)} or a folder's")
-    if len(name) > 64 or NAME.fullmatch(name) is None:
+    """Raise ValueError unless ``name`` can be the name of a data set."""
+    if not isinstance(name, str) or len(name) > 64 or NAME.fullmatch(name) is None:
         raise ValueError(
             f"dataset {name!r}: choose {', '.join(BUILT_IN)} or the name of a folder of images, "
             "made of letters, digits and single '.', '_' or '-' between them, 64 at the most"
@@ -85,5 +83,5 @@ def _digits():
     pixels = np.repeat(grey[..., None], 3, axis=3)  # three equal channels, as the paper's nets expect
     train, test = train_test_split(np.arange(len(pixels)), test_size=360, stratify=digits.target, random_state=0)
     labels = digits.target.astype(np.int64)
-    names = tuple(str(name) for name in digits.target_names)
-    return Dataset("digits", names, Images(pixels[train], labels[train]), Images(pixels[test], labels[test]))
+    parts = (Images(pixels[part], labels[part]) for part in (train, test))
+    return Dataset("digits", tuple(map(str, digits.target_names)), *parts)

@@ -250,7 +250,6 @@ def open_image(path, side):
 
 
 def _size(image, side):
-    """The (width, height) at which the shorter side of an image is ``side``."""
     width, height = image.size
     return (side, int(side * height / width)) if width < height else (int(side * width / height), side)
 
@@ -267,7 +266,7 @@ def centre(image, side):
 
 
 def pixels_of(image):
-    """The pixels of an image in RGB: (H, W, 3) in uint8."""
+    """The pixels of an image: (H, W, 3) in uint8."""
     return torch.from_numpy(np.array(image))
 
 
@@ -285,7 +284,7 @@ def read(dataset, files, view, batch=32, workers=None):
     Raises OSError after ``MAX_FAILURES`` unreadable files in a row.
     """
     indices, in_a_row = range(len(files.labels)), 0
-    batches = (list(indices[start : start + batch]) for start in indices[::batch])
+    batches = (indices[start : start + batch] for start in indices[::batch])
     reader = _Views(dataset.folder, files, view)
     for pixels, shapes, labels, failures in _loader(reader, _collate_views, batches, workers):
         for failure in failures:  # None for each image that was read
@@ -294,7 +293,7 @@ def read(dataset, files, view, batch=32, workers=None):
                 raise OSError(_too_many(*failure))
         parts = iter(pixels.split([math.prod(shape) for views in shapes for shape in views]))
         images = [[next(parts).view(shape) for shape in views] for views in shapes]
-        yield images, torch.tensor(labels), dict(failure for failure in failures if failure is not None)
+        yield images, torch.tensor(labels), dict(filter(None, failures))
 
 
 class _Views(torch.utils.data.Dataset):
@@ -307,18 +306,18 @@ class _Views(torch.utils.data.Dataset):
         path = os.fsdecode(self.files.paths[index])
         try:
             image, _ = open_image(self.folder / path, max(TEST_SIDES))
-            return self.view(image), self.files.labels[index], None
+            return self.view(image), int(self.files.labels[index]), None
         except READING_ERRORS as error:
-            return None, self.files.labels[index], _failure(path, error)
+            return None, None, _failure(path, error)
 
 
 def _collate_views(samples):
     """All views of a batch in one tensor: each tensor that a worker sends takes a file descriptor."""
-    readable = [(views, label) for views, label, _ in samples if views is not None]
+    readable = [(views, label) for views, label, failure in samples if failure is None]
     pixels = [view.flatten() for views, _ in readable for view in views]
     shapes = [[view.shape for view in views] for views, _ in readable]
-    labels = [int(label) for _, label in readable]
-    return torch.cat(pixels) if pixels else torch.empty(0), shapes, labels, [failure for *_, failure in samples]
+    failures = [failure for *_, failure in samples]
+    return torch.cat(pixels) if pixels else torch.empty(0), shapes, [label for _, label in readable], failures
 
 
 def _collate_crops(samples):
