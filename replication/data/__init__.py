@@ -30,7 +30,7 @@ def load(name, root="data", progress=True):
     if the name begins with ``imagenet``, torchvision's layout ``{train,val}/<wnid>/*``, whose images are read from
     their files in every epoch. ``imagenet-smoke`` is a small folder of that kind, created on first use.
     ``progress``: show a bar while images are decoded.
-    Raises TypeError for a bad ``root``, ValueError naming what is wrong with the name or the files, and the remedy.
+    Raises TypeError or ValueError naming what is wrong with the name or the files, and the remedy.
     """
     root = files.folder("data", root)
     check_name(name)
@@ -55,9 +55,10 @@ def present(name, root="data"):
 
 
 def check_name(name):
-    """Raise ValueError unless ``name`` can be the name of a data set."""
-    if not isinstance(name, str) or len(name) > 64 or NAME.fullmatch(name) is None:
-        raise ValueError(
+    """Raise TypeError or ValueError unless ``name`` can be the name of a data set."""
+    text = isinstance(name, str)
+    if not text or len(name) > 64 or NAME.fullmatch(name) is None:
+        raise (ValueError if text else TypeError)(
             f"dataset {name!r}: choose {', '.join(BUILT_IN)} or the name of a folder of images, "
             "made of letters, digits and single '.', '_' or '-' between them, 64 at the most"
         )
