@@ -29,7 +29,7 @@ def single_view(net, batches, device="cpu", precision="float32"):
     over all images, predictions and unreadable files its own. The net is left in the mode it was in.
     Raises ValueError if there are no images.
     """
-    training, predictions, unreadable = net.training, [], {}
+    training, predictions, unreadable = net.training, [torch.empty(2, 0, dtype=torch.int64)], {}
     net.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # errors, loss, images
     with torch.inference_mode(), autocast(device, precision):
@@ -49,20 +49,18 @@ def single_view(net, batches, device="cpu", precision="float32"):
     errors, loss, count = sums.tolist()
     if not count:
         raise ValueError("there is no image to measure an error on")
-    table = torch.cat(predictions, dim=1) if predictions else torch.empty(2, 0, dtype=torch.int64)
-    return SingleView(100 * errors / count, loss / count, table, unreadable)
+    return SingleView(100 * errors / count, loss / count, torch.cat(predictions, dim=1), unreadable)
 
 
 def ten_crop(image):
-    """Centre and corners of the central 256x256 of an image whose shorter side is 256, and their mirror images.
+    """Corners and centre of the central 256x256 of an image whose shorter side is 256, and their mirror images.
 
     The standard 10-crop of Krizhevsky et al. 2012 (the paper's [21]): one tensor (10, 224, 224, 3) in uint8.
     """
-    from torchvision.transforms.v2 import functional as v2
-
-    square = v2.center_crop(imagenet.resize(image, imagenet.TEST_SIDE), [imagenet.TEST_SIDE])
-    crops = [v2.pil_to_tensor(crop).permute(1, 2, 0) for crop in v2.ten_crop(square, [imagenet.CROP])]
-    return [torch.stack(crops)]
+    square = imagenet.pixels_of(imagenet.centre(imagenet.resize(image, imagenet.TEST_SIDE), imagenet.TEST_SIDE))
+    corners = ((0, 0), (0, 32), (32, 0), (32, 32), (16, 16))  # top and left of each crop
+    crops = torch.stack([square[y : y + imagenet.CROP, x : x + imagenet.CROP] for y, x in corners])
+    return [torch.cat([crops, crops.flip(2)])]
 
 
 def multi_scale(image):
@@ -70,10 +68,7 @@ def multi_scale(image):
 
     Nets are applied fully convolutionally: their global average pooling takes a map of any size (section 3.4).
     """
-    from torchvision.transforms.v2 import functional as v2
-
-    sides = imagenet.TEST_SIDES
-    return [v2.pil_to_tensor(imagenet.resize(image, side)).permute(1, 2, 0)[None] for side in sides]
+    return [imagenet.pixels_of(imagenet.resize(image, side))[None] for side in imagenet.TEST_SIDES]
 
 
 # Each takes an image in RGB and returns a list of tensors of views, (k, H, W, 3) in uint8.
@@ -128,12 +123,11 @@ def errors(ensembles, dataset, protocol, precision="float32", batch=8, workers=N
     for model in models.values():
         model.net.eval().to(model.mean.device, memory_format=torch.channels_last)
     counts = {name: torch.zeros(2, dtype=torch.int64) for name in ensembles}  # top-1 and top-5 errors
-    evaluated, unreadable, total = 0, {}, len(dataset.test.labels)
+    unreadable, total = {}, len(dataset.test.labels)
     title = f"{protocol}, {len(models)} net{'s' if len(models) > 1 else ''}"
     with deterministic(), progress_bar(total, title, "images") as bar:
         for images, labels, failures in imagenet.read(dataset, dataset.test, EVAL_PROTOCOLS[protocol], batch, workers):
             unreadable |= failures
-            evaluated += len(labels)
             bar.update(len(labels) + len(failures))
             if not images:
                 continue
@@ -142,6 +136,7 @@ def errors(ensembles, dataset, protocol, precision="float32", batch=8, workers=N
                 mean = torch.stack([by_net[id(model.net)] for model in members]).mean(0)
                 correct = mean.topk(min(5, mean.shape[1])).indices.cpu() == labels[:, None]
                 counts[name] += torch.stack([~correct[:, 0], ~correct.any(1)]).sum(1)
+    evaluated = total - len(unreadable)
     if not evaluated:
         raise ValueError(f"none of the test images of {dataset.folder} can be read")
     rates = {}

@@ -20,15 +20,16 @@ def parameters(net):
 
 def multiply_adds(net, size):
     """Multiply-adds of convolutions and classifier for one image (Table 1); ``size``: its side, or (height, width)."""
-    net = copy.deepcopy(net).to("meta").eval()  # shapes only: nothing is computed
+    net, image = _shapes_only(net, size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(_image(size))
+        net(image)
     return counter.get_total_flops() // 2  # the counter takes a multiply-add for two operations
 
 
-def _image(size):
+def _shapes_only(net, size):
+    """A copy of the net, and an image for it, with which nothing is computed."""
     height, width = (size, size) if isinstance(size, int) else size
-    return torch.empty(1, 3, height, width, device="meta")
+    return copy.deepcopy(net).to("meta").eval(), torch.empty(1, 3, height, width, device="meta")
 
 
 def layers(net, size):
@@ -38,7 +39,7 @@ def layers(net, size):
     output; stride; multiply_adds; around, the number of layers that the shortcut ending behind this layer bypasses (0:
     none ends here); grows, whether that shortcut changes dimensions. Projections on shortcuts have no row.
     """
-    net = copy.deepcopy(net).to("meta").eval()
+    net, image = _shapes_only(net, size)
     rows, rows_of_block = [], {}
 
     def add_row(name, layer, output):
@@ -51,7 +52,7 @@ def layers(net, size):
     for name, layer in _weighted_layers(net):
         layer.register_forward_hook(lambda layer, _, output, name=name: add_row(name, layer, output))
     with torch.no_grad():
-        net(_image(size))
+        net(image)
     for name, indices in rows_of_block.items():
         block = net.get_submodule(name)
         if getattr(block, "residual", False):
@@ -84,56 +85,21 @@ def signals(net, images, labels, precision="float32"):
     residual_ratio: root mean square of a residual function F(x), relative to that of what the shortcut adds to it, on
         its last layer; None on all others, and in a block that does not really add the two.
     """
-    weighted = list(_weighted_layers(net))
-    statistics, hooks = {}, []  # {(name of the layer, column): a scalar tensor}
+    weighted = dict(_weighted_layers(net))
     buffers, training = [buffer.clone() for buffer in net.buffers()], net.training
-
-    # A hook sees a tensor before the next module changes it in place.
-    def on_input(module, function):
-        hooks.append(module.register_forward_pre_hook(lambda _, inputs: function(inputs[0].detach())))
-
-    def on_output(module, function):
-        hooks.append(module.register_forward_hook(lambda _, inputs, output: function(output.detach())))
-
-    def store(name, column, statistic):
-        return lambda x: statistics.update({(name, column): statistic(x.float())})
-
-    def watch_addition(block, last_layer):
-        terms = {}  # the two that the block adds; copies, since it adds in place
-
-        def store_ratio(output):
-            if "shortcut" in terms and torch.equal(output, terms["residual"].clone().add_(terms["shortcut"]).relu_()):
-                residual, shortcut = (terms[name].float().square().mean().sqrt() for name in ("residual", "shortcut"))
-                statistics[last_layer, "residual_ratio"] = residual / shortcut
-            terms.clear()
-
-        on_output(_norm_after(net, last_layer), lambda x: terms.update(residual=x.clone()))
-        if block.downsample is None:
-            on_input(block, lambda x: terms.update(shortcut=x.clone()))
-        else:
-            on_output(block.downsample, lambda x: terms.update(shortcut=x.clone()))
-        on_output(block, store_ratio)
-
-    for name, layer in weighted:
-        on_input(layer, store(name, "signal_variance", _variance_of_channels))
-        if isinstance(layer, nn.Conv2d):
-            on_output(_norm_after(net, name), store(name, "response_std", torch.std))
-    last_layers = {name.rpartition(".")[0]: name for name, _ in weighted if name.startswith("layer")}
-    for name, last_layer in last_layers.items():
-        if net.get_submodule(name).residual:
-            watch_addition(net.get_submodule(name), last_layer)
+    statistics, hooks = _watch(net, weighted)
     try:
         with autocast(images.device, precision):
             logits = net.train()(images)
         loss = F.cross_entropy(logits.float(), labels)
-        gradients = torch.autograd.grad(loss, [layer.weight for _, layer in weighted])
+        gradients = torch.autograd.grad(loss, [layer.weight for layer in weighted.values()])
     finally:
         for hook in hooks:
             hook.remove()
         net.train(training)
         for buffer, before in zip(net.buffers(), buffers, strict=True):
             buffer.copy_(before)
-    for (name, layer), gradient in zip(weighted, gradients, strict=True):
+    for (name, layer), gradient in zip(weighted.items(), gradients, strict=True):
         statistics[name, "gradient_norm"] = gradient.float().norm()
         statistics[name, "weight_norm"] = layer.weight.detach().norm()
     values = torch.stack(list(statistics.values())).tolist()  # read back from the device once
@@ -141,15 +107,47 @@ def signals(net, images, labels, precision="float32"):
     return [
         {"layer": number, "name": name, "kind": _kind(layer)}
         | {column: by_layer.get((name, column)) for column in SIGNALS}
-        for number, (name, layer) in enumerate(weighted, start=1)
+        for number, (name, layer) in enumerate(weighted.items(), start=1)
     ]
 
 
-def _norm_after(net, name):
-    """The batch norm that follows a convolution of that name."""
-    return net.get_submodule(name.replace("conv", "bn"))
+def _watch(net, weighted):
+    """Hooks on a net, and what they fill when an image passes: {(name of a layer, column): a scalar tensor}."""
+    statistics, hooks, terms = {}, [], {}  # terms: the two that a block adds
 
+    def call(function, module, *names):
+        def hook(_, inputs, output):
+            function(*names, inputs[0].detach(), output.detach())
 
-def _variance_of_channels(x):
-    """Variance of each channel of (N, C, ...), averaged over channels."""
-    return x.var([axis for axis in range(x.ndim) if axis != 1]).mean()
+        hooks.append(module.register_forward_hook(hook))
+
+    def layer_passed(name, x, _):
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        statistics[name, "signal_variance"] = x.float().var(axes).mean()
+
+    def norm_passed(name, _, y):
+        statistics[name, "response_std"] = y.float().std()
+        terms["residual"] = y.clone()  # the block adds in place
+
+    def shortcut_passed(_, y):
+        terms["shortcut"] = y
+
+    def block_passed(block, last_layer, x, y):
+        shortcut = x if block.downsample is None else terms.pop("shortcut", None)
+        residual = terms["residual"]
+        if shortcut is not None and torch.equal(y, residual.clone().add_(shortcut).relu_()):
+            residual, shortcut = (term.float().square().mean().sqrt() for term in (residual, shortcut))
+            statistics[last_layer, "residual_ratio"] = residual / shortcut
+
+    for name, layer in weighted.items():
+        call(layer_passed, layer, name)
+        if isinstance(layer, nn.Conv2d):
+            call(norm_passed, net.get_submodule(name.replace("conv", "bn")), name)
+    last_layers = {name.rpartition(".")[0]: name for name in weighted if name.startswith("layer")}
+    for name, last_layer in last_layers.items():
+        block = net.get_submodule(name)
+        if block.residual:
+            call(block_passed, block, block, last_layer)
+            if block.downsample is not None:
+                call(shortcut_passed, block.downsample)
+    return statistics, hooks

@@ -4,7 +4,6 @@ Modules are named as in torchvision's ResNet (``conv1``, ``bn1``, ``layer1.0.con
 ``fc``), so its checkpoints load with ``strict=True``.
 """
 
-import difflib
 import re
 from typing import NamedTuple
 
@@ -12,10 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from replication.engine.checks import choice, nearest, whole
+
 SHORTCUTS = ("A", "B", "C")
 CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)  # the paper's; any 6n+2 up to MAX_CIFAR_DEPTH can be built
 MAX_CIFAR_DEPTH = 9998
 MAX_CLASSES = 100_000
+STRIDES = ("1x1", "3x3")  # the layer of a bottleneck that subsamples
 IMAGENET_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
@@ -63,16 +65,14 @@ class ZeroPadding(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
 
 
-def projection(in_channels, out_channels, stride):
-    """Shortcuts B and C: a 1x1 convolution and its batch norm."""
-    return nn.Sequential(conv(in_channels, out_channels, 1, stride), BatchNorm(out_channels))
-
-
 def shortcut_path(shortcut, in_channels, out_channels, stride):
-    """The module on a block's shortcut, A, B or C; None is the identity (sections 3.3 and 4.1)."""
+    """The module on a block's shortcut (sections 3.3 and 4.1); None is the identity.
+
+    A: zero-padded identity; B: a projection, 1x1 convolution and batch norm, where dimensions grow; C: always one.
+    """
     same_shape = stride == 1 and in_channels == out_channels
     if shortcut == "C" or (shortcut == "B" and not same_shape):
-        return projection(in_channels, out_channels, stride)
+        return nn.Sequential(conv(in_channels, out_channels, 1, stride), BatchNorm(out_channels))
     return None if same_shape else ZeroPadding(out_channels - in_channels, stride)
 
 
@@ -99,8 +99,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 layers and their shortcut (Fig. 5 right).
 
-    ``stride_on``: the layer that subsamples, the first "1x1" as in the authors' released nets or the "3x3" as in
-    torchvision's.
+    ``stride_on``: what subsamples, the first "1x1" as in the authors' released nets or the "3x3" as in torchvision's.
     """
 
     expansion = 4
@@ -173,10 +172,7 @@ def cifar_net(depth, residual=True, shortcut="A", classes=10):
     A plain net (``residual=False``) has no shortcuts, and ignores ``shortcut``.
     Raises TypeError or ValueError for a depth that is not 6n+2, an unknown shortcut or an invalid number of classes.
     """
-    check_cifar_depth(depth)
-    check_residual(residual)
-    check_shortcut(shortcut)
-    check_classes(classes)
+    _check(False, depth, residual, shortcut, classes)
     n = (depth - 2) // 6
     stem = conv(3, 16, 3)
     return Net(stem, BasicBlock, (16, 32, 64), (n, n, n), classes, shortcut=shortcut if residual else None)
@@ -188,12 +184,8 @@ def imagenet_net(depth, residual=True, shortcut="B", classes=1000, stride_on="1x
     ``stride_on``: as in ``Bottleneck``; the shallower nets ignore it.
     Raises TypeError or ValueError for an unknown depth, shortcut or stride_on, and for a plain net of bottlenecks.
     """
-    check_residual(residual)
-    check_imagenet_depth(depth, residual)
-    check_shortcut(shortcut)
-    check_classes(classes)
-    if stride_on not in ("1x1", "3x3"):
-        raise ValueError(f"stride_on {stride_on!r}: choose '1x1' (the released nets) or '3x3' (torchvision's)")
+    _check(True, depth, residual, shortcut, classes)
+    choice("stride_on", stride_on, STRIDES)
     stem = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
     widths, blocks = (64, 128, 256, 512), IMAGENET_STAGES[depth]
     if depth < 50:
@@ -225,16 +217,12 @@ class NetName(NamedTuple):
                 f"net {name!r}: choose plain-<depth>, resnet-<depth> or resnet-<depth>-<shortcut>, "
                 f"with shortcut A, B or C{nearest(name, known)}"
             )
-        kind, depth, letter = match[1], int(match[2]), match[3]
-        if imagenet:
-            check_imagenet_depth(depth, kind == "resnet")
-        else:
-            check_cifar_depth(depth)
-        if letter is not None:
-            if kind == "plain":
-                raise ValueError(f"net {name!r}: a plain net has no shortcuts, choose plain-{depth}")
-            check_shortcut(letter)
-        return cls(kind == "resnet", depth, letter or cls.default_shortcut(depth, imagenet), imagenet)
+        residual, depth = match[1] == "resnet", int(match[2])
+        shortcut = match[3] or cls.default_shortcut(depth, imagenet)
+        _check(imagenet, depth, residual, shortcut)
+        if match[3] and not residual:
+            raise ValueError(f"net {name!r}: a plain net has no shortcuts, choose plain-{depth}")
+        return cls(residual, depth, shortcut, imagenet)
 
     @staticmethod
     def default_shortcut(depth, imagenet):
@@ -252,45 +240,22 @@ class NetName(NamedTuple):
         return family(self.depth, self.residual, self.shortcut, classes, **variant)
 
 
-def check_cifar_depth(depth):
-    if not isinstance(depth, int) or isinstance(depth, bool):
-        raise TypeError(f"depth {depth!r}: give a whole number such as 20")
-    if not 8 <= depth <= MAX_CIFAR_DEPTH or depth % 6 != 2:
+def _check(imagenet, depth, residual, shortcut, classes=2):
+    """Raise TypeError or ValueError for a net that none of the family is."""
+    if not isinstance(residual, bool):
+        raise TypeError(f"residual {residual!r}: choose True or False")
+    whole("depth", depth)
+    if imagenet and depth not in IMAGENET_STAGES:
+        raise ValueError(
+            f"depth {depth}: an ImageNet net has {', '.join(map(str, IMAGENET_STAGES))} layers, choose one"
+        )
+    if imagenet and not residual and depth >= 50:
+        raise ValueError(f"depth {depth}: plain ImageNet nets have 18 or 34 layers, choose one")
+    if not imagenet and (depth % 6 != 2 or not 8 <= depth <= MAX_CIFAR_DEPTH):
         near, paper = min(max(8, (depth + 1) // 6 * 6 + 2), MAX_CIFAR_DEPTH), ", ".join(map(str, CIFAR_DEPTHS))
         raise ValueError(
             f"depth {depth}: a CIFAR net has 6n+2 layers, up to {MAX_CIFAR_DEPTH:,}; the paper's are {paper}; "
             f"the nearest to yours is {near}"
         )
-
-
-def check_imagenet_depth(depth, residual):
-    if not isinstance(depth, int) or isinstance(depth, bool):
-        raise TypeError(f"depth {depth!r}: give a whole number such as 34")
-    if depth not in IMAGENET_STAGES:
-        raise ValueError(f"depth {depth!r}: an ImageNet net has {', '.join(map(str, IMAGENET_STAGES))} layers")
-    if not residual and depth >= 50:
-        raise ValueError(f"depth {depth}: plain ImageNet nets have 18 or 34 layers")
-
-
-def check_shortcut(shortcut):
-    if not isinstance(shortcut, str) or shortcut not in SHORTCUTS:
-        raise ValueError(
-            f"shortcut {shortcut!r}: choose A (identity, zero-padded), B (projection where dimensions grow) "
-            "or C (every shortcut a projection)"
-        )
-
-
-def check_classes(classes):
-    if not isinstance(classes, int) or isinstance(classes, bool) or not 2 <= classes <= MAX_CLASSES:
-        raise ValueError(f"classes {classes!r}: give a whole number from 2 to {MAX_CLASSES:,}")
-
-
-def check_residual(residual):
-    if not isinstance(residual, bool):
-        raise TypeError(f"residual {residual!r}: choose True or False")
-
-
-def nearest(value, choices):
-    """For error messages: " (did you mean ...?)" if a choice is close to the value, otherwise an empty string."""
-    close = difflib.get_close_matches(str(value), choices, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    choice("shortcut", shortcut, SHORTCUTS)
+    whole("classes", classes, 2, MAX_CLASSES)

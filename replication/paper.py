@@ -7,11 +7,16 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """Errors of a table by net, what they are, and the conditions under which runs are comparable with them."""
+    """Errors of a table by net, what they are, and the conditions under which runs are comparable with them.
+
+    On CIFAR one error for each net. On ImageNet (top-1, top-5), None where not printed, and the ``way`` of testing, a
+    key of ``evaluate.EVAL_PROTOCOLS``.
+    """
 
     errors: dict
     title: str
     conditions: dict | None = None  # as in ``Record.conditions``; None: no run is comparable
+    way: str | None = None
 
     def at_depth(self, depth):
         """The same errors under the names of nets of another depth, to be shown beside these."""
@@ -56,26 +61,14 @@ TABLE_6 = Published(
 WARMED_UP = (6.61, 0.16)  # test error of ResNet-110 over five runs: mean and standard deviation (Table 6)
 
 
-class ImageNetTable(NamedTuple):
-    """Errors of a table on ImageNet: (top-1, top-5) by net, None where not printed; otherwise as ``Published``."""
-
-    errors: dict
-    title: str
-    way: str  # of testing: a key of ``evaluate.EVAL_PROTOCOLS``
-    conditions: dict | None = {"dataset": "imagenet", "recipe": "imagenet", "iterations": 600_000, "holdout": 0}  # noqa: RUF012
-
-
-TABLE_2 = ImageNetTable(
-    {
-        "plain-18": (27.94, None),
-        "resnet-18": (27.88, None),
-        "plain-34": (28.54, None),
-        "resnet-34": (25.03, None),
-    },
+IMAGENET = {"dataset": "imagenet", "recipe": "imagenet", "iterations": 600_000, "holdout": 0}
+TABLE_2 = Published(
+    {"plain-18": (27.94, None), "resnet-18": (27.88, None), "plain-34": (28.54, None), "resnet-34": (25.03, None)},
     "ImageNet validation, 10-crop",
+    IMAGENET,
     "10-crop",
 )
-TABLE_3 = ImageNetTable(
+TABLE_3 = Published(
     {
         "VGG-16": (28.07, 9.33),
         "GoogLeNet": (None, 9.15),
@@ -89,9 +82,10 @@ TABLE_3 = ImageNetTable(
         "resnet-152": (21.43, 5.71),
     },
     "ImageNet validation, 10-crop",
+    IMAGENET,
     "10-crop",
 )
-TABLE_4 = ImageNetTable(
+TABLE_4 = Published(
     {
         "VGG (ILSVRC'14)": (None, 8.43),  # on the test set
         "GoogLeNet": (None, 7.89),
@@ -105,9 +99,10 @@ TABLE_4 = ImageNetTable(
         "resnet-152": (19.38, 4.49),
     },
     "ImageNet validation, single nets, multi-scale",
+    IMAGENET,
     "multi-scale",
 )
-TABLE_5 = ImageNetTable(
+TABLE_5 = Published(
     {
         "VGG (ILSVRC'14)": (None, 7.32),
         "GoogLeNet": (None, 6.66),
@@ -117,8 +112,7 @@ TABLE_5 = ImageNetTable(
         "ensemble": (None, 3.57),
     },
     "ImageNet, ensembles: the paper's on the test set, ours on validation, multi-scale",
-    "multi-scale",
-    conditions=None,
+    way="multi-scale",
 )
 IMAGENET_NETS = [net for net in TABLE_2.errors | TABLE_3.errors if net.startswith(("plain", "resnet"))]
 TOP_1 = Published(

@@ -1,21 +1,24 @@
 """Weights from files: those that others trained, and the ImageNet errors of nets, measured once and then kept."""
 
 import hashlib
+import itertools
 import re
 from pathlib import Path
 
 import torch
 
 from replication import data as datasets
-from replication import evaluate, measure, runs
+from replication import evaluate, measure
 from replication.data.batches import normalize
 from replication.engine import files
+from replication.engine.checks import choice
 from replication.evaluate import EVAL_PROTOCOLS, NormalizedNet
-from replication.models import BasicBlock, NetName, ZeroPadding
+from replication.models import STRIDES, BasicBlock, NetName, ZeroPadding
+from replication.runs import a_list
 from replication.runs.records import ended, json_text, read_json
 
 TORCHVISION = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # input normalization of its nets
-OPTIONS = ("net", "path", "inputs", "zeros", "stride_on")
+CHOICES = {"inputs": ("torchvision", "ours"), "zeros": ("behind", "around"), "stride_on": STRIDES}
 
 
 def load_weights(net, path, zeros="behind"):
@@ -27,18 +30,16 @@ def load_weights(net, path, zeros="behind"):
     load unchanged but compute something else, so their channels are reordered.
     Raises ValueError if the file holds no weights, or those of a different net.
     """
-    if zeros not in ("behind", "around"):
-        raise ValueError(f"zeros {zeros!r}: choose 'behind' or 'around', where the file's net has shortcut A's zeros")
+    choice("zeros", zeros, CHOICES["zeros"])
     weights, expected = _read_weights(path), net.state_dict()
     # Torch added this counter to batch norm after some checkpoints were made; errors do not depend on it.
     counters = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
     weights = counters | weights
-    problems = [f"{name} is missing" for name in expected if name not in weights]
-    problems += [f"{name} is unknown" for name in weights if name not in expected]
+    here, there = ({name: tuple(value.shape) for name, value in each.items()} for each in (expected, weights))
+    problems = [f"{name} is missing" for name in here if name not in there]
+    problems += [f"{name} is unknown" for name in there if name not in here]
     problems += [
-        f"{name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in weights and weights[name].shape != value.shape
+        f"{name} is {there[name]}, not {here[name]}" for name in here if there.get(name, here[name]) != here[name]
     ]
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -52,17 +53,14 @@ def _read_weights(path):
     try:
         stored = files.load(path)
     except ValueError as error:
-        raise ValueError(
-            f"{path} is not a file of weights alone, as torch.save(net.state_dict()) writes it: {error}"
-        ) from error
+        remedy = "write it by torch.save(net.state_dict(), path)"
+        raise ValueError(f"{path} is not a file of weights alone ({error}): {remedy}") from error
     for key in ("state_dict", "model"):
         if isinstance(stored, dict) and isinstance(stored.get(key), dict):
             stored = stored[key]
-    if not isinstance(stored, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in stored.items()
-    ):
+    if not isinstance(stored, dict) or not all(isinstance(value, torch.Tensor) for value in stored.values()):
         raise ValueError(f"{path} holds no weights: expected tensors by name, alone or under 'state_dict' or 'model'")
-    return {re.sub(r"^linear\.", "fc.", name.removeprefix("module.")): value for name, value in stored.items()}
+    return {re.sub(r"^linear\.", "fc.", str(name).removeprefix("module.")): value for name, value in stored.items()}
 
 
 def _move_zeros_behind(net, weights):
@@ -90,20 +88,20 @@ def check_options(label, options, imagenet):
         raise TypeError(f"weights {label!r}: give its options, such as {{'net': 'resnet-20', 'path': 'file.pth'}}")
     try:
         for option in options:
-            runs.choice("option", option, OPTIONS)
-        net = NetName.parse(options.get("net"), imagenet)
-        complete = {"net": net, "path": options.get("path"), "zeros": "behind", "variant": {}}
-        complete["inputs"] = runs.choice("inputs", options.get("inputs", "torchvision"), ("torchvision", "ours"))
+            choice("option", option, ("net", "path", *CHOICES))
+        net, path = NetName.parse(options.get("net"), imagenet), options.get("path")
+        values = {"inputs": "torchvision", "zeros": "behind", "stride_on": "1x1"}
         if imagenet and net.depth >= 50:
-            stride_on = runs.choice("stride_on", options.get("stride_on"), ("1x1", "3x3"))
-            complete["variant"] = {"stride_on": stride_on}
-        if net.residual and net.shortcut == "A" and not imagenet:
-            complete["zeros"] = runs.choice("zeros", options.get("zeros"), ("behind", "around"))
-        if not isinstance(complete["path"], str) or not Path(complete["path"]).is_file():
-            raise ValueError(f"path {complete['path']!r}: there is no such file")
+            del values["stride_on"]  # weights load either way, and must come with the right one
+        elif not imagenet and net.residual and net.shortcut == "A":
+            del values["zeros"]
+        values |= options
+        chosen = {option: choice(option, values.get(option), choices) for option, choices in CHOICES.items()}
+        if not isinstance(path, str) or not Path(path).is_file():
+            raise ValueError(f"path {path!r}: there is no such file")
     except (TypeError, ValueError) as error:
         raise type(error)(f"weights {label!r}: {error}") from error
-    return complete
+    return chosen | {"net": net, "path": path}
 
 
 def load_net(label, options, dataset):
@@ -116,8 +114,9 @@ def load_net(label, options, dataset):
     Raises ValueError or TypeError naming the label and what is wrong.
     """
     options = check_options(label, options, datasets.is_imagenet(dataset.name))
+    variant = {"stride_on": options["stride_on"]} if options["net"].imagenet else {}
     device = _device()
-    net = options["net"].build(len(dataset.classes), **options["variant"]).to(device)
+    net = options["net"].build(len(dataset.classes), **variant).to(device)
     try:
         load_weights(net, options["path"], options["zeros"])
     except ValueError as error:
@@ -140,29 +139,24 @@ def errors_of_others(weights, dataset, data="data", precision="float32"):
     pixels, labels = (torch.from_numpy(part).split(500) for part in loaded.test)
     for label, options in weights.items():
         net, mean, std = load_net(label, options, loaded)
-        device = mean.device
-        batches = [
-            (normalize(images.to(device), mean, std), classes.to(device), {})
-            for images, classes in zip(pixels, labels, strict=True)
-        ]
+        inputs = (normalize(part.to(mean.device), mean, std) for part in pixels)
+        batches = ((views, classes.to(mean.device), {}) for views, classes in zip(inputs, labels, strict=True))
         with evaluate.deterministic():
-            error = evaluate.single_view(net, batches, device, precision).error
+            error = evaluate.single_view(net, batches, mean.device, precision).error
         rows.append({"net": label, "parameters": measure.parameters(net), "test_error": error})
     return rows
 
 
 def check(nets, ways=tuple(EVAL_PROTOCOLS), ensemble=(), weights=None, imagenet=True):
     """Raise ValueError or TypeError for arguments that ``evaluations`` would refuse, before the nets are trained."""
-    for way in runs.a_list("ways", ways):
-        runs.choice("way", way, EVAL_PROTOCOLS)
+    for way in a_list("ways", ways):
+        choice("way", way, EVAL_PROTOCOLS)
     if not isinstance(ensemble, list | tuple):
         raise TypeError(f"ensemble {ensemble!r}: give a list of nets, such as ['resnet-34', 'resnet-50']")
     if not isinstance(weights, dict | None):
-        raise TypeError(
-            f"weights {weights!r}: give options by label, such as {{'theirs': {{'net': ..., 'path': ...}}}}"
-        )
+        raise TypeError(f"weights {weights!r}: give options by label, as {{'theirs': {{'net': ..., 'path': ...}}}}")
     for net in ensemble:
-        runs.choice("net of the ensemble", net, nets)
+        choice("net of the ensemble", net, nets)
     for label, options in (weights or {}).items():
         if not isinstance(label, str) or label == "ensemble" or label.startswith(("plain-", "resnet-")):
             raise ValueError(f"weights {label!r}: choose a label that no net of ours has, such as 'theirs'")
@@ -196,59 +190,65 @@ def evaluations(
         print(f"{net}: a run that diverged is not tested")
     own = {record.run.id: record for record in records}
     sources = own | (weights or {})
-    nets = {name: [name] for name in sources}  # whose scores are averaged
+    members = {name: [name] for name in sources}  # whose scores are averaged
     first = {record.run.net: record.run.id for record in reversed(records)}
-    if members := [first[net] for net in ensemble if net in first]:
-        nets["ensemble"] = members
+    if averaged := [first[net] for net in ensemble if net in first]:
+        members["ensemble"] = averaged
     images = datasets.load(dataset, data) if datasets.present(dataset, data) else None
 
     path = Path(folder) / "evaluations.json"
     stored = read_json(path) | {name: record.evaluation for name, record in own.items()}
-    results, measurable = {}, set()
-    for name, members in nets.items():
-        conditions = _conditions(name, [sources[member] for member in members], images, precision)
-        results[name] = stored[name] if _applies(stored.get(name), conditions) else conditions
+    results, missing = {}, {}
+    for name, keys in members.items():
+        conditions = _conditions(name, [sources[key] for key in keys], images, precision)
+        kept = stored.get(name, {})
+        known = all(kept.get(key) == value for key, value in conditions.items() if value is not None)
+        results[name] = kept if known else conditions
         if images is None or conditions["weights"] is None:
-            gone = "images are" if images is None else "weights are"
-            skipped = [way for way in ways if way not in results[name]]
-            for way in skipped:
-                print(f"{name}: not tested by {way}, since its {gone} not here")
-        else:
-            measurable.add(name)
+            missing[name] = "images are" if images is None else "weights are"
     for way in ways:
-        pending = {name: nets[name] for name in nets if name in measurable and way not in results[name]}
-        if pending:
-            for name, measured in _measure(pending, sources, images, way, precision).items():
-                results[name] = results[name] | measured
-            _save({name: results[name] for name in pending}, own, path)
+        pending = {name: members[name] for name in members if way not in results[name]}
+        for name in [name for name in pending if name in missing]:
+            print(f"{name}: not tested by {way}, since its {missing[name]} not here")
+            del pending[name]
+        for name, measured in _measure(pending, sources, images, way, precision).items():
+            results[name] = results[name] | measured
+            if name in own:
+                files.write(own[name].folder / "evaluation.json", json_text(results[name]))
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files.write(path, json_text(read_json(path) | {name: results[name]}))
     return {name: result for name, result in results.items() if set(ways) & set(result)}
 
 
 def _conditions(name, sources, images, precision):
     """What an evaluation depends on; None for what is not on this machine, or does not apply."""
-    paths = [Path(source["path"]) if isinstance(source, dict) else source.weights for source in sources]
     return {
         "precision": precision,
-        "weights": _digest(paths),
+        "weights": _digest(source["path"] if isinstance(source, dict) else source.weights for source in sources),
         "options": sources[0] if isinstance(sources[0], dict) else None,
         "fingerprint": images.fingerprint if images else None,
         "members": [source.run.id for source in sources] if name == "ensemble" else None,
     }
 
 
-def _applies(evaluation, conditions):
-    """Whether a stored evaluation was made under these conditions, as far as these are known."""
-    return bool(evaluation) and all(
-        evaluation.get(key) == value for key, value in conditions.items() if value is not None
-    )
+def _digest(paths):
+    """SHA-256 over files of weights; None if one is missing."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if path is None or not Path(path).is_file():
+            return None
+        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _measure(pending, sources, images, way, precision):
     """Measure {name: [keys of ``sources``]} by one protocol: what to add to the evaluation of each name."""
-    keys = dict.fromkeys(key for members in pending.values() for key in members)
-    nets = {key: _load_source(key, sources[key], images) for key in keys}
-    entries = {name: [nets[key] for key in members] for name, members in pending.items()}
-    errors, unreadable = evaluate.errors(entries, images, way, precision)
+    if not pending:
+        return {}
+    nets = {key: _load_source(key, sources[key], images) for key in dict.fromkeys(itertools.chain(*pending.values()))}
+    ensembles = {name: [nets[key] for key in keys] for name, keys in pending.items()}
+    errors, unreadable = evaluate.errors(ensembles, images, way, precision)
     for path, error in unreadable.items():
         print(f"{images.folder / path} cannot be read and is left out: {error}")
     counts = {"images": len(images.test.labels) - len(unreadable), "unreadable": len(unreadable)}
@@ -262,26 +262,6 @@ def _load_source(name, source, images):
     net = load_weights(source.run.name.build(len(images.classes)), source.weights)
     mean = torch.from_numpy(images.hold_out(source.run.holdout).mean)
     return NormalizedNet(net.to(_device()), mean.to(_device()))
-
-
-def _save(evaluations, own, path):
-    for name in evaluations.keys() & own.keys():
-        files.write(own[name].folder / "evaluation.json", json_text(evaluations[name]))
-    others = {name: evaluation for name, evaluation in evaluations.items() if name not in own}
-    if others:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, json_text(read_json(path) | others))
-
-
-def _digest(paths):
-    """SHA-256 over files of weights; None if one is missing."""
-    digest = hashlib.sha256()
-    for path in paths:
-        if path is None or not path.is_file():
-            return None
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _device():

@@ -30,13 +30,16 @@ class Plateau:
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with momentum; the learning rate is divided by 10 at each milestone, or on a plateau."""
+    """SGD with momentum; the learning rate is divided by 10 at each milestone, or on a plateau.
+
+    Defaults are what sections 3.4 and 4.2 have in common.
+    """
 
     iterations: int
     batch: int  # images per iteration
-    lr: float
-    momentum: float
-    weight_decay: float
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
     bn_batch: int | None = None  # images that batch norm normalizes together, a divisor of the batch; None: the batch
     milestones: tuple[int, ...] = ()  # iterations
     plateau: Plateau | None = None
@@ -83,56 +86,19 @@ class Recipe:
         return min(divisions, self.plateau.divisions)
 
 
+WARMUP = Warmup(lr=0.01, until=80, depth=110)
 RECIPES = {
     # Batch norm sees the whole batch, where the paper's two GPUs saw 64 images each: ``bn_batch`` 64 does as they did.
-    "cifar": Recipe(
-        iterations=64_000,
-        batch=128,
-        lr=0.1,
-        momentum=0.9,
-        weight_decay=1e-4,
-        milestones=(32_000, 48_000),
-        warmup=Warmup(lr=0.01, until=80, depth=110),
-    ),
-    "imagenet": Recipe(
-        iterations=600_000,
-        batch=256,
-        lr=0.1,
-        momentum=0.9,
-        weight_decay=1e-4,
-        plateau=Plateau("test_error", patience=30_000),
-        bn_batch=32,  # a batch of 256 on eight GPUs; the paper does not state a number for ImageNet
-    ),
+    "cifar": Recipe(64_000, batch=128, milestones=(32_000, 48_000), warmup=WARMUP),
+    # Batch norm on eight GPUs with a batch of 256; the paper does not state a number for ImageNet.
+    "imagenet": Recipe(600_000, batch=256, plateau=Plateau("test_error", patience=30_000), bn_batch=32),
     # From a reader's note on the paper, with another batch and momentum. It does not say which error has to plateau:
     # the training error, so that test images have no influence on training.
-    "note": Recipe(
-        iterations=600_000,
-        batch=100,
-        lr=0.1,
-        momentum=0.8,
-        weight_decay=1e-4,
-        plateau=Plateau("train_error", patience=60_000),
-    ),
+    "note": Recipe(600_000, batch=100, momentum=0.8, plateau=Plateau("train_error", patience=60_000)),
     # For 1,437 images of 8x8 pixels, in the proportions of the CIFAR recipe.
-    "digits": Recipe(
-        iterations=1_100,
-        batch=128,
-        lr=0.1,
-        momentum=0.9,
-        weight_decay=1e-4,
-        milestones=(550, 825),
-        warmup=Warmup(lr=0.01, until=80, depth=110),
-    ),
+    "digits": Recipe(1_100, batch=128, milestones=(550, 825), warmup=WARMUP),
     # A smoke test of the ImageNet experiments on a few dozen images: too short to learn anything.
-    "smoke": Recipe(
-        iterations=4,
-        batch=16,
-        lr=0.01,
-        momentum=0.9,
-        weight_decay=1e-4,
-        plateau=Plateau("test_error", patience=2),
-        bn_batch=8,
-    ),
+    "smoke": Recipe(4, batch=16, lr=0.01, plateau=Plateau("test_error", patience=2), bn_batch=8),
 }
 
 

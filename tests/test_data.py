@@ -295,10 +295,10 @@ def damage_by_a_folder(path):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (damage_content, "is not as published: its [0-9,]+ bytes have the (MD5|SHA-1) sum [0-9a-f]+, not [0-9a-f]+"),
+        (damage_content, "is not as published: its [0-9,]+ bytes have the (md5|sha1) sum [0-9a-f]+, not [0-9a-f]+"),
         (damage_length, "is not as published: its 1,000 bytes have"),
         (damage_by_removal, "is missing"),
-        (damage_by_a_folder, r"(is missing|cannot be read \(Is a directory\))"),
+        (damage_by_a_folder, "is missing"),
     ],
 )
 def test_a_cifar_file_that_differs_is_named(name, number, archived, damage, words, tmp_path, monkeypatch, offline):

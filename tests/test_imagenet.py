@@ -60,13 +60,13 @@ def test_mean_and_components_are_those_of_the_central_crops(photographs):
 
 def test_the_mean_is_computed_once(photographs, monkeypatch):
     first = data.load("imagenet-small", photographs).mean
-    monkeypatch.setattr(imagenet, "_read_batches", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(imagenet, "read", lambda *_: pytest.fail("read again"))
     assert np.array_equal(data.load("imagenet-small", photographs).mean, first)
 
 
 def test_a_mean_that_cannot_be_kept_is_refused_before_the_images_are_read(photographs, monkeypatch):
     (photographs / ".cache").write_text("a file where the folder should be")
-    monkeypatch.setattr(imagenet, "_read_batches", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(imagenet, "read", lambda *_: pytest.fail("read"))
     with pytest.raises(ValueError, match=r"cannot be written .*symbolic link"):
         data.load("imagenet-small", photographs).unreadable()
 

@@ -196,7 +196,7 @@ def test_names_of_nets(name, imagenet, means):
     ("name", "message"),
     [
         ("resnet-21", "6n\\+2.*20, 32, 44, 56, 110, 1202.*nearest to yours is 20"),
-        ("resnet-56-D", "shortcut 'D': choose A .* B .* C"),
+        ("resnet-56-D", "shortcut 'D': choose A, B, C"),
         ("resnet56", "did you mean 'resnet-56'"),
         ("plain-20-A", "choose plain-20"),
         ("resnet-056", "choose plain-<depth>"),
@@ -219,7 +219,7 @@ def test_unknown_nets_are_refused_with_the_choices(name, message):
         (lambda: models.cifar_net(20, classes=1), ValueError, "classes 1"),
         (lambda: models.imagenet_net(20), ValueError, "18, 34, 50, 101, 152"),
         (lambda: models.imagenet_net(50, residual=False), ValueError, "18 or 34"),
-        (lambda: models.imagenet_net(50, stride_on="5x5"), ValueError, "'1x1'"),
+        (lambda: models.imagenet_net(50, stride_on="5x5"), ValueError, "stride_on '5x5': choose 1x1, 3x3"),
     ],
 )
 def test_bad_arguments_are_refused(build, error, message):

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "paper": set(),
     "recipes": set(),
     "engine": set(),
-    "models": set(),
+    "models": {"engine"},
     "data": {"engine"},
     "runs": {"engine", "models", "data", "recipes", "measure", "evaluate"},
     "parameters": {"engine", "runs"},

@@ -1,6 +1,5 @@
 """The data sets, by name: digits, CIFAR, folders of small images, and ImageNet."""
 
-import difflib
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from replication.data.batches import Batches as Batches
 from replication.data.batches import Dataset, Images
 from replication.data.folders import load_folder
 from replication.engine import files
+from replication.engine.checks import nearest
 
 BUILT_IN = ("digits", "cifar10", "cifar100")
 NAME = re.compile(r"[A-Za-z0-9](?:[._-]?[A-Za-z0-9])*")  # of a folder of images, not a path
@@ -56,10 +56,9 @@ def present(name, root="data"):
 
 def check_name(name):
     """Raise TypeError or ValueError unless ``name`` can be the name of a data set."""
-    if not isinstance(name, str):
-        raise TypeError(f"dataset {name!r}: give a name, one of {', '.join(BUILT_IN)} or a folder's")
-    if len(name) > 64 or NAME.fullmatch(name) is None:
-        raise ValueError(
+    text = isinstance(name, str)
+    if not text or len(name) > 64 or NAME.fullmatch(name) is None:
+        raise (ValueError if text else TypeError)(
             f"dataset {name!r}: choose {', '.join(BUILT_IN)} or the name of a folder of images, "
             "made of letters, digits and single '.', '_' or '-' between them, 64 at the most"
         )
@@ -68,13 +67,11 @@ def check_name(name):
 def _unknown(name, root):
     """The error message for a name without a folder: the choices, and where to put images."""
     parts = ("train", "val") if is_imagenet(name) else ("train", "test")
-    folders = {path.name for path in root.glob("*") if (path / "train").is_dir() and NAME.fullmatch(path.name)}
-    builtin = ("imagenet-smoke",) if is_imagenet(name) else BUILT_IN
-    choices = [*builtin, *sorted(folder for folder in folders if is_imagenet(folder) == is_imagenet(name))]
-    close = difflib.get_close_matches(name, choices, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    folders = sorted(path.parent.name for path in root.glob("*/train") if NAME.fullmatch(path.parent.name))
+    known = dict.fromkeys([*BUILT_IN, "imagenet-smoke", *folders])
+    choices = [choice for choice in known if is_imagenet(choice) == is_imagenet(name)]
     places = " and ".join(f"{root / name}/{part}/<class>/" for part in parts)
-    return f"dataset {name!r}: choose {', '.join(choices)}{hint}, or put images into {places}"
+    return f"dataset {name!r}: choose {', '.join(choices)}{nearest(name, choices)}, or put images into {places}"
 
 
 def _digits():
@@ -87,5 +84,5 @@ def _digits():
     pixels = np.repeat(grey[..., None], 3, axis=3)  # three equal channels, as the paper's nets expect
     train, test = train_test_split(np.arange(len(pixels)), test_size=360, stratify=digits.target, random_state=0)
     labels = digits.target.astype(np.int64)
-    names = tuple(str(name) for name in digits.target_names)
-    return Dataset("digits", names, Images(pixels[train], labels[train]), Images(pixels[test], labels[test]))
+    parts = (Images(pixels[part], labels[part]) for part in (train, test))
+    return Dataset("digits", tuple(map(str, digits.target_names)), *parts)

@@ -52,22 +52,25 @@ def normalize(pixels, mean, std=None):
     return (inputs if std is None else inputs.div_(std)).permute(0, 3, 1, 2)
 
 
-def hold_out(dataset, count):
-    """A data set whose ``validation`` are ``count`` of its training images, drawn at random but always the same ones.
+class HoldsOut:
+    """What data sets in memory and on the disk have in common."""
 
-    Raises ValueError unless at least one image is left for training.
-    """
-    if count == 0:
-        return dataset
-    total = len(dataset.train.labels)
-    if count >= total:
-        raise ValueError(f"holdout {count}: {dataset.name} has {total} training images, choose fewer")
-    order = np.random.default_rng([45_000, 5_000]).permutation(total)
+    def hold_out(self, count):
+        """This data set with ``count`` training images, drawn at random but always the same, as ``validation``.
 
-    def subset(indices):
-        return type(dataset.train)(*(column[np.sort(indices)] for column in dataset.train))
+        Raises ValueError unless at least one image is left for training.
+        """
+        if count == 0:
+            return self
+        total = len(self.train.labels)
+        if count >= total:
+            raise ValueError(f"holdout {count}: {self.name} has {total} training images, choose fewer")
+        order = np.random.default_rng([45_000, 5_000]).permutation(total)
 
-    return replace(dataset, train=subset(order[count:]), validation=subset(order[:count]))
+        def subset(indices):
+            return type(self.train)(*(column[np.sort(indices)] for column in self.train))
+
+        return replace(self, train=subset(order[count:]), validation=subset(order[:count]))
 
 
 class Images(NamedTuple):
@@ -78,7 +81,7 @@ class Images(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
+class Dataset(HoldsOut):
     """A data set of small images in memory; ``validation`` is None unless some training images are held out.
 
     ``ImageNet`` has the same interface, for images that are too many and too large for memory.
@@ -119,10 +122,6 @@ class Dataset:
     def flips(self):
         """Whether images are mirrored at random: all but ``digits``, since a mirrored digit is no digit."""
         return self.name != "digits"
-
-    def hold_out(self, count):
-        """``hold_out`` of this data set."""
-        return hold_out(self, count)
 
     def unreadable(self):
         """{path: error} of training files that cannot be read: none, since all images are in memory."""

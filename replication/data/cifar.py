@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100 (section 4.2) in their official forms: python or binary version, unpacked or archived."""
 
-import gzip
 import hashlib
 import pickle
 import tarfile
@@ -128,18 +127,18 @@ def load(name, root):
     if find(name, root) is None:
         _download(name, root)
     form, path = find(name, root)
-    contents = _unpacked(path, form) if path.is_dir() else _archived(path, form)
+    try:
+        contents = _read(path, form)
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise _wrong(path, f"{path} is damaged or not complete ({error})") from error
     for file, expected in form.checksums.items():
         content, place = contents.get(file), path / file if path.is_dir() else f"{form.folder}/{file} in {path}"
         if content is None:
             raise _wrong(path, f"{place} is missing")
         actual = hashlib.new(form.algorithm, content, usedforsecurity=False).hexdigest()
         if actual != expected:
-            kind = {"md5": "MD5", "sha1": "SHA-1"}[form.algorithm]
-            raise _wrong(
-                path,
-                f"{place} is not as published: its {len(content):,} bytes have the {kind} sum {actual}, not {expected}",
-            )
+            what = f"its {len(content):,} bytes have the {form.algorithm} sum {actual}, not {expected}"
+            raise _wrong(path, f"{place} is not as published: {what}")
     *train, test = (form.decode(contents[file]) for file in form.checksums)
     return tuple(CLASSES[name].split()), _joined(train), _joined([test])
 
@@ -158,31 +157,16 @@ def _wrong(path, words):
     )
 
 
-def _unpacked(path, form):
-    contents = {}
-    for file in form.checksums:
-        try:
-            contents[file] = (path / file).read_bytes()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise _wrong(path, f"{path / file} cannot be read ({error.strerror})") from error
-    return contents
-
-
-def _archived(path, form):
-    """The files of an archive by name, read without unpacking it to the disk."""
+def _read(path, form):
+    """The files that are there of a form, by name; an archive is read without unpacking it to the disk."""
+    if path.is_dir():
+        return {file: (path / file).read_bytes() for file in form.checksums if (path / file).is_file()}
     wanted, contents = {f"{form.folder}/{file}": file for file in form.checksums}, {}
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                file = wanted.get(member.name.removeprefix("./"))
-                if file is not None and member.isfile():
-                    contents[file] = archive.extractfile(member).read()
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise _wrong(path, f"{path} is damaged or not complete ({error})") from error
-    except OSError as error:
-        raise _wrong(path, f"{path} cannot be read ({error.strerror})") from error
+    with tarfile.open(path, "r:gz") as archive:
+        for member in archive:
+            file = wanted.get(member.name.removeprefix("./"))
+            if file is not None and member.isfile():
+                contents[file] = archive.extractfile(member).read()
     return contents
 
 

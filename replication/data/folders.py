@@ -20,29 +20,27 @@ def load_folder(name, root, progress):
 
     Raises ValueError naming what is wrong with the folder or its images.
     """
-    classes, listed = list_images(root / name, ("train", "test"))
+    folder, cache = root / name, root / ".cache" / f"{name}.npz"
+    classes, listed = list_images(folder, ("train", "test"))
     key = hashlib.sha256(f"{CACHE_VERSION} {classes}".encode())
     for part, members in listed.items():
         for path, _, size, changed in members:
             key.update(os.fsencode(f"{name}/{part}/{path} {size} {changed}\n"))
-    cache = root / ".cache" / f"{name}.npz"
     arrays = read_cache(cache, key.hexdigest())
     if arrays is None:
         arrays = {}
-        total = sum(map(len, listed.values()))
-        with progress_bar(total, f"decoding {name}", "images", disable=not progress) as bar:
+        with progress_bar(sum(map(len, listed.values())), f"decoding {name}", "images", disable=not progress) as bar:
             for part, members in listed.items():
-                arrays[f"{part}_pixels"] = _decode([root / name / part / path for path, *_ in members], bar)
+                arrays[f"{part}_pixels"] = _decode([folder / part / path for path, *_ in members], bar)
                 arrays[f"{part}_labels"] = np.array([label for _, label, *_ in members], dtype=np.int64)
-        if arrays["train_pixels"].shape[1:] != arrays["test_pixels"].shape[1:]:
-            sizes = [_size(arrays[f"{part}_pixels"][0]) for part in listed]
-            raise ValueError(f"{root / name}: train has images of {sizes[0]}, test of {sizes[1]}: resize one")
+        train, test = (_size(arrays[f"{part}_pixels"][0]) for part in listed)
+        if train != test:
+            raise ValueError(f"{folder}: train has images of {train}, test of {test}: resize one")
         try:
             write_cache(cache, key.hexdigest(), arrays)
         except OSError as error:
             print(f"{cache} cannot be written ({error.__cause__ or error}): the images will be decoded anew each time")
-    parts = [Images(arrays[f"{part}_pixels"], arrays[f"{part}_labels"]) for part in listed]
-    return Dataset(name, classes, *parts)
+    return Dataset(name, classes, *(Images(arrays[f"{part}_pixels"], arrays[f"{part}_labels"]) for part in listed))
 
 
 def _decode(paths, bar):
@@ -83,23 +81,19 @@ def list_images(folder, parts):
             if not members:
                 raise ValueError(f"class {folder / part / name} is empty: put images into it or remove it")
     first, last = parts[0], parts[-1]
-    if set(names[first]) != set(names[last]):
+    classes, others = tuple(names[first]), tuple(names[last])
+    if classes != others:
         raise ValueError(
             f"{folder}: {first} and {last} must have the same classes, but only {first} has "
-            f"{sorted(set(names[first]) - set(names[last]))} and only {last} has "
-            f"{sorted(set(names[last]) - set(names[first]))}: add or remove these folders"
+            f"{[name for name in classes if name not in others]} and only {last} has "
+            f"{[name for name in others if name not in classes]}: add or remove these folders"
         )
-    classes = tuple(names[first])
     if len(classes) < 2:
         raise ValueError(f"{folder / first} holds {len(classes)} class folders: at least 2 are needed")
-    listed = {
-        part: [
-            (f"{name}/{file}", label, size, changed)
-            for label, name in enumerate(classes)
-            for file, size, changed in names[part][name]
-        ]
-        for part in parts
-    }
+    listed = {part: [] for part in parts}
+    for part in parts:
+        for label, name in enumerate(classes):
+            listed[part] += [(f"{name}/{file}", label, size, changed) for file, size, changed in names[part][name]]
     return classes, listed
 
 

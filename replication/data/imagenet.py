@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from replication.data.batches import EpochSampler, hold_out, normalize, rank_slice
+from replication.data.batches import EpochSampler, HoldsOut, normalize, rank_slice
 from replication.data.folders import CACHE_VERSION, READING_ERRORS, list_images, read_cache, visible, write_cache
 from replication.engine.machine import cores, end_with_parent
 from replication.engine.progress import progress_bar
@@ -38,7 +38,7 @@ class Files(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ImageNet:
+class ImageNet(HoldsOut):
     """A data set in torchvision's ImageNet layout, ``{train,val}/<wnid>/*``, read from its files when needed.
 
     Classes are sorted by wnid. ``test`` is the part ``val``. The interface is that of ``Dataset``.
@@ -58,10 +58,6 @@ class ImageNet:
     def folder(self):
         """The folder of the files."""
         return self.root / self.name
-
-    @cached_property
-    def _statistics(self):
-        return _statistics(self)
 
     @property
     def mean(self):
@@ -83,10 +79,6 @@ class ImageNet:
         vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), range(3)])
         return (vectors * values).T[::-1].astype(np.float32)
 
-    def hold_out(self, count):
-        """``hold_out`` of this data set."""
-        return hold_out(self, count)
-
     def unreadable(self):
         """{path: error} of training files that could not be read when the mean was computed."""
         return _failures(self._statistics)
@@ -107,6 +99,61 @@ class ImageNet:
         for images, labels, failures in read(self, part, central_crop, workers=workers):
             crops = [crop for (crop,) in images] or [torch.empty(0, CROP, CROP, 3, dtype=torch.uint8)]
             yield normalize(torch.cat(crops).to(device), mean), labels.to(device), failures
+
+    @cached_property
+    def _statistics(self):
+        """Mean of every pixel, covariance of colours, and unreadable files, from the cache if possible.
+
+        Sums are integers, so the result does not depend on their order.
+        """
+        count = len(self.train.labels)
+        if not count:
+            raise ValueError(f"{self.folder} has no folder train/: the mean of its images is needed")
+        cache = self.root / ".cache" / f"{self.name}-{count}.npz"
+        key = f"{CACHE_VERSION} {self.fingerprint} {count}"
+        arrays = read_cache(cache, key)
+        if arrays is not None and not any(_readable(self.folder / name) for name in _failures(arrays)):
+            return arrays
+        try:
+            write_cache(cache.with_suffix(".test"), key, {})
+            cache.with_suffix(".test").unlink()
+        except OSError as error:
+            raise ValueError(
+                f"{cache} cannot be written ({error.__cause__ or error}), and reading {count:,} images again each time "
+                f"would take too long: make {self.root} a writable folder, with a symbolic link to the images in it"
+            ) from error
+        total, products, unreadable = np.zeros((CROP, CROP, 3), np.int64), np.zeros((3, 3), np.int64), {}
+        with progress_bar(count, f"mean of {self.name}", "images", disable=not self.progress) as bar:
+            for views, labels, failures in read(self, self.train, central_crop):
+                for (crop,) in views:
+                    total += crop[0].numpy()
+                    colours = crop.view(-1, 3).double()  # holds integers of this size exactly
+                    products += (colours.T @ colours).long().numpy()
+                unreadable |= failures
+                bar.update(len(labels) + len(failures))
+        images = count - len(unreadable)
+        if not images:
+            name, error = unreadable.popitem()
+            raise ValueError(f"none of the {count:,} training files of {self.folder} can be read, {name}: {error}")
+        mean = total / images
+        colour = mean.mean((0, 1))
+        covariance = (products / (images * CROP * CROP) - np.outer(colour, colour)) / 255**2
+        lines = np.array([f"{name}\t{error}" for name, error in unreadable.items()], dtype=str)
+        arrays = {"mean": mean.astype(np.float32), "covariance": covariance, "unreadable": lines}
+        write_cache(cache, key, arrays)
+        return arrays
+
+
+def _failures(arrays):
+    """{path: error} from the lines in which unreadable files are cached."""
+    return dict(line.split("\t", 1) for line in arrays["unreadable"].tolist())
+
+
+def _readable(path):
+    try:
+        return open_image(path, TEST_SIDE) is not None
+    except READING_ERRORS:
+        return False
 
 
 class ImageNetBatches:
@@ -187,7 +234,7 @@ def random_crop(path, side, corner, mirrored):
     top, left = (int(part * (length - CROP + 1)) for part, length in zip(corner, (height, width), strict=True))
     x, y = image.width / width, image.height / height  # pixels of the file per pixel of the resized image
     box = (left * x, top * y, (left + CROP) * x, (top + CROP) * y)
-    pixels = torch.from_numpy(np.array(image.resize((CROP, CROP), Image.Resampling.BILINEAR, box=box)))
+    pixels = pixels_of(image.resize((CROP, CROP), Image.Resampling.BILINEAR, box=box))
     return pixels.flip(1) if mirrored else pixels
 
 
@@ -197,24 +244,35 @@ def open_image(path, side):
     JPEG is decoded at a half, a quarter or an eighth of its size if that is still large enough, which is much faster.
     """
     with Image.open(path) as image:
-        width, height = image.size
-        size = (side, int(side * height / width)) if width < height else (int(side * width / height), side)
+        size = _size(image, side)
         image.draft(None, size)
         return image.convert("RGB"), size
 
 
+def _size(image, side):
+    width, height = image.size
+    return (side, int(side * height / width)) if width < height else (int(side * width / height), side)
+
+
 def resize(image, side):
     """An image with its shorter side resized to ``side``."""
-    from torchvision.transforms.v2 import functional as v2
+    return image.resize(_size(image, side), Image.Resampling.BILINEAR)
 
-    return v2.resize(image, [side])
+
+def centre(image, side):
+    """The central square of an image."""
+    left, top = (round((length - side) / 2) for length in image.size)
+    return image.crop((left, top, left + side, top + side))
+
+
+def pixels_of(image):
+    """The pixels of an image: (H, W, 3) in uint8."""
+    return torch.from_numpy(np.array(image))
 
 
 def central_crop(image):
     """The central 224 crop of an image whose shorter side is resized to 256: one view (1, 224, 224, 3) in uint8."""
-    from torchvision.transforms.v2 import functional as v2
-
-    return [v2.pil_to_tensor(v2.center_crop(resize(image, TEST_SIDE), [CROP])).permute(1, 2, 0)[None]]
+    return [pixels_of(centre(resize(image, TEST_SIDE), CROP))[None]]
 
 
 def read(dataset, files, view, batch=32, workers=None):
@@ -225,24 +283,17 @@ def read(dataset, files, view, batch=32, workers=None):
     (N,), failures {path: error} of unreadable files, which are left out.
     Raises OSError after ``MAX_FAILURES`` unreadable files in a row.
     """
-    for pixels, shapes, labels, failures in _read_batches(dataset, files, view, _collate_views, batch, workers):
-        parts = iter(pixels.split([math.prod(shape) for views in shapes for shape in views]))
-        yield [[next(parts).view(shape) for shape in views] for views in shapes], torch.tensor(labels), failures
-
-
-def _read_batches(dataset, files, view, collate, batch=32, workers=None):
-    """For each batch, what ``collate`` makes of it, and {path: error}; ``collate`` gives failures as its last item."""
-    import torchvision.transforms.v2  # noqa: F401 (once here, rather than in every worker)
-
-    indices = range(len(files.labels))
-    batches = (list(indices[start : start + batch]) for start in indices[::batch])
-    reader, in_a_row = _Views(dataset.folder, files, view), 0
-    for *content, failures in _loader(reader, collate, batches, workers):
+    indices, in_a_row = range(len(files.labels)), 0
+    batches = (indices[start : start + batch] for start in indices[::batch])
+    reader = _Views(dataset.folder, files, view)
+    for pixels, shapes, labels, failures in _loader(reader, _collate_views, batches, workers):
         for failure in failures:  # None for each image that was read
             in_a_row = 0 if failure is None else in_a_row + 1
             if in_a_row == MAX_FAILURES:
                 raise OSError(_too_many(*failure))
-        yield *content, dict(failure for failure in failures if failure is not None)
+        parts = iter(pixels.split([math.prod(shape) for views in shapes for shape in views]))
+        images = [[next(parts).view(shape) for shape in views] for views in shapes]
+        yield images, torch.tensor(labels), dict(filter(None, failures))
 
 
 class _Views(torch.utils.data.Dataset):
@@ -255,18 +306,18 @@ class _Views(torch.utils.data.Dataset):
         path = os.fsdecode(self.files.paths[index])
         try:
             image, _ = open_image(self.folder / path, max(TEST_SIDES))
-            return self.view(image), self.files.labels[index], None
+            return self.view(image), int(self.files.labels[index]), None
         except READING_ERRORS as error:
-            return None, self.files.labels[index], _failure(path, error)
+            return None, None, _failure(path, error)
 
 
 def _collate_views(samples):
     """All views of a batch in one tensor: each tensor that a worker sends takes a file descriptor."""
-    readable = [(views, label) for views, label, _ in samples if views is not None]
+    readable = [(views, label) for views, label, failure in samples if failure is None]
     pixels = [view.flatten() for views, _ in readable for view in views]
     shapes = [[view.shape for view in views] for views, _ in readable]
-    labels = [int(label) for _, label in readable]
-    return torch.cat(pixels) if pixels else torch.empty(0), shapes, labels, [failure for *_, failure in samples]
+    failures = [failure for *_, failure in samples]
+    return torch.cat(pixels) if pixels else torch.empty(0), shapes, [label for _, label in readable], failures
 
 
 def _collate_crops(samples):
@@ -322,87 +373,18 @@ def load(name, root, progress=True):
     return ImageNet(name, root, classes, files["train"], files["val"], digest.hexdigest(), progress)
 
 
-def _statistics(dataset):
-    """Mean of every pixel, covariance of colours, and unreadable files, from the cache if possible.
-
-    Sums are integers, so the result does not depend on their order.
-    """
-    count = len(dataset.train.labels)
-    if not count:
-        raise ValueError(f"{dataset.folder} has no folder train/: the mean of its images is needed")
-    cache = dataset.root / ".cache" / f"{dataset.name}-{count}.npz"
-    key = f"{CACHE_VERSION} {dataset.fingerprint} {count}"
-    arrays = read_cache(cache, key)
-    if arrays is not None and not any(_readable(dataset.folder / name) for name in _failures(arrays)):
-        return arrays
-    try:
-        write_cache(cache.with_suffix(".test"), key, {})
-        cache.with_suffix(".test").unlink()
-    except OSError as error:
-        raise ValueError(
-            f"{cache} cannot be written ({error.__cause__ or error}), and reading {count:,} images again each time "
-            f"would take too long: make {dataset.root} a writable folder, with a symbolic link to the images in it"
-        ) from error
-    total, products, images, unreadable = np.zeros((CROP, CROP, 3), np.int64), np.zeros((3, 3), np.int64), 0, {}
-    with progress_bar(count, f"mean of {dataset.name}", "images", disable=not dataset.progress) as bar:
-        for pixels, colours, readable, failures in _read_batches(dataset, dataset.train, central_crop, _collate_sums):
-            total += pixels.numpy()
-            products += colours
-            images += readable
-            unreadable |= failures
-            bar.update(readable + len(failures))
-    if not images:
-        name, error = unreadable.popitem()
-        raise ValueError(f"none of the {count:,} training files of {dataset.folder} can be read, {name}: {error}")
-    mean = total / images
-    colour = mean.mean((0, 1))
-    covariance = (products / (images * CROP * CROP) - np.outer(colour, colour)) / 255**2
-    lines = np.array([f"{name}\t{error}" for name, error in unreadable.items()], dtype=str)
-    arrays = {"mean": mean.astype(np.float32), "covariance": covariance, "unreadable": lines}
-    write_cache(cache, key, arrays)
-    return arrays
-
-
-def _collate_sums(samples):
-    """Sums over a batch of central crops: pixels, products of colours, number of images; and failures."""
-    total, products, images = torch.zeros(CROP, CROP, 3, dtype=torch.int64), np.zeros((3, 3), np.int64), 0
-    for views, _, _ in samples:
-        if views is not None:
-            total += views[0][0]
-            colours = views[0].numpy().reshape(-1, 3).astype(np.float64)  # holds integers of this size exactly
-            products += (colours.T @ colours).astype(np.int64)
-            images += 1
-    return total, products, images, [failure for *_, failure in samples]
-
-
-def _failures(arrays):
-    """{path: error} from the lines in which unreadable files are cached."""
-    return dict(line.split("\t", 1) for line in arrays["unreadable"].tolist())
-
-
-def _readable(path):
-    try:
-        open_image(path, TEST_SIDE)
-    except READING_ERRORS:
-        return False
-    return True
-
-
-SMOKE_TEST = {"classes": 6, "train": 12, "val": 1}  # the last two: images per class
-
-
 def make_smoke_test(folder):
     """Create a small folder in ImageNet's layout: stripes of varied sizes, a sixth of them grey and a sixth CMYK."""
     generator = np.random.default_rng(0)
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    for label in range(SMOKE_TEST["classes"]):
-        for name in ("train", "val"):
+    for label in range(6):
+        for name, count in (("train", 12), ("val", 1)):
             target = temporary / name / f"n{label + 1:08}"
             target.mkdir(parents=True)
-            for number in range(SMOKE_TEST[name]):
+            for number in range(count):
                 width, height = generator.integers(240, 520, 2)
                 across, down = np.meshgrid(np.arange(width), np.arange(height))
-                angle = np.pi * label / SMOKE_TEST["classes"] + generator.normal(0, 0.1)
+                angle = np.pi * label / 6 + generator.normal(0, 0.1)
                 phase = (across * np.cos(angle) + down * np.sin(angle)) / generator.uniform(8, 14)
                 colour = generator.uniform(60, 180, 3)
                 pixels = colour + 60 * np.sin(phase)[..., None] + generator.normal(0, 12, (height, width, 3))

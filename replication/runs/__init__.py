@@ -5,7 +5,9 @@ from dataclasses import dataclass, fields, replace
 
 from replication.data import check_name, is_imagenet
 from replication.engine import files
-from replication.models import NetName, nearest
+from replication.engine.checks import choice as choice
+from replication.engine.checks import whole as whole
+from replication.models import NetName
 from replication.recipes import RECIPES, own_recipe
 
 PRECISIONS = ("float32", "bfloat16")
@@ -122,22 +124,6 @@ class Run:
     def to_dict(self):
         """Every field, as ``run.json`` has it."""
         return {SPELLED.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
-
-
-def choice(field, value, choices):
-    """``value`` if it is one of the choices, else a ValueError that names them and the nearest."""
-    if isinstance(value, str) and value in choices:
-        return value
-    raise ValueError(f"{field} {value!r}: choose {', '.join(choices)}{nearest(value, choices)}")
-
-
-def whole(field, value):
-    """``value`` as an int if it is a whole number from 0 to 2**32 - 1, else a TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{field} {value!r}: give a whole number, 0 or more")
-    if not 0 <= value < 2**32:
-        raise ValueError(f"{field} {value!r}: choose a whole number from 0 to {2**32 - 1}")
-    return int(value)
 
 
 def divisors(count):
