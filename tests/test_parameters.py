@@ -28,6 +28,7 @@ WRONG = {
     "cluster": (7, True, [], "nowhere"),
     "fresh": (None, 0, "no"),
     "readme": (None, 0, "no"),
+    "judged": (None, 7, "all", []),
     "results": (None, 7, ""),
     "data": (None, 7, ""),
     "output": (None, 7, ""),
