@@ -69,7 +69,7 @@ def test_notebooks_run_by_papermill_and_leave_tables_and_figures(name, tmp_path)
 
 def test_one_command_makes_tables_and_readme_again_from_the_committed_records_alone(committed):
     """Nothing can be trained here: there are no images. Figures depend on the version of matplotlib."""
-    for name in ("notebooks", "replication"):
+    for name in ("notebooks", "replication", "docs"):
         shutil.copytree(ROOT / name, committed / name, ignore=shutil.ignore_patterns("__pycache__"))
     kept = [path for path in (committed / "results").rglob("*") if path.suffix in (".csv", ".md", ".json", ".txt")]
     before = {path: path.read_bytes() for path in [*kept, committed / "README.md"]}

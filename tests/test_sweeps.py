@@ -106,7 +106,7 @@ def started(monkeypatch):
 
 
 def test_the_run_of_a_worker_that_dies_is_tried_again(tmp_path, started):
-    runs = [Run("resnet-14", schedule=0.5), Run("resnet-8", schedule=SCHEDULE)]
+    runs = [Run("resnet-14", schedule=0.3), Run("resnet-8", schedule=SCHEDULE)]
     killer = kill_the_worker_of(runs[0], tmp_path, times=1)
     result = run_all(runs, tmp_path)
     killer.join()
@@ -115,7 +115,7 @@ def test_the_run_of_a_worker_that_dies_is_tried_again(tmp_path, started):
 
 
 def test_a_run_that_kills_its_worker_every_time_takes_no_other_along(tmp_path, started):
-    deadly, *others = Run("resnet-14", schedule=1.0), *grid(["resnet-14", "plain-14"], seeds=[1], schedule=0.3)
+    deadly, *others = Run("resnet-14", schedule=1.0), *grid(["resnet-14", "plain-14"], seeds=[1], schedule=0.15)
     killer = kill_the_worker_of(deadly, tmp_path, times=2)
     with pytest.raises(
         RunsFailedError, match=f"1 of 3 runs failed.*\n  {deadly.id}: WorkerDiedError: its process was killed"

@@ -9,6 +9,7 @@ from nbconvert import HTMLExporter
 
 from replication import report
 from replication.engine import files
+from replication.engine.checks import choice
 from replication.engine.files import write
 from replication.paper import CLAIMS, FIGURE_7, TABLE_6
 from replication.report import layers
@@ -44,9 +45,7 @@ def everything(results="results", judged="published"):
     own, published = files.folder("results", results), run_records.PUBLISHED
     there = [folder for folder in (published, own) if folder is not None and folder.is_dir()]
     folders = {"published": [published], "own": [own], "both": there}
-    if judged not in folders:
-        raise ValueError(f"judged {judged!r}: choose {', '.join(folders)}")
-    if folders[judged] == [None]:
+    if folders[choice("judged", judged, folders)] == [None]:
         raise ValueError("judged 'published': this package was installed without its repository, choose own")
     records, evaluations = {}, {}
     for folder in folders[judged]:
