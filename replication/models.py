@@ -1,7 +1,7 @@
 """The nets of the paper: plain and residual, for CIFAR (section 4.2) and for ImageNet (Table 1).
 
 Modules are named as in torchvision's ResNet (``conv1``, ``bn1``, ``layer1.0.conv1``, ..., ``layer2.0.downsample.0``,
-``fc``), so its checkpoints load with ``strict=True``.
+``fc``), so torchvision's checkpoints load with ``strict=True`` into nets with its shortcuts.
 """
 
 import re
@@ -29,9 +29,9 @@ def conv(in_channels, out_channels, size, stride=1):
 class BatchNorm(nn.BatchNorm2d):
     """Torch's batch norm without updating ``num_batches_tracked``, which saves one small kernel per layer.
 
-    When compiled for a CPU, it is written out with sums taken in one pass. What torch.compile makes of torch's own
-    version takes about a fifth more of a bfloat16 step, and keeps mean and deviation for the backward pass in
-    bfloat16; here they stay in float32.
+    When compiled for a CPU, it is written out with sums taken in one pass. With torch's own version a compiled
+    bfloat16 step takes about a fifth longer, and keeps mean and deviation for the backward pass in bfloat16; here they
+    stay in float32.
     """
 
     def forward(self, x):
@@ -99,7 +99,8 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 layers and their shortcut (Fig. 5 right).
 
-    ``stride_on``: what subsamples, the first "1x1" as in the authors' released nets or the "3x3" as in torchvision's.
+    ``stride_on``: the layer with the stride, "1x1" (the first) as in the authors' released nets, or "3x3" as in
+    torchvision's.
     """
 
     expansion = 4

@@ -1,4 +1,4 @@
-"""Training recipes: the paper's (sections 3.4 and 4.2), a reader's note's, and short ones for small data sets.
+"""Training recipes: the paper's (sections 3.4 and 4.2), one from a reader's note, and short ones for small data sets.
 
 Recipes are immutable; the learning rate is a pure function of the iteration and of the errors recorded before it.
 """
@@ -25,7 +25,7 @@ class Plateau:
     watch: str  # column of the history: "train_error" or "test_error"
     patience: int  # iterations without improvement
     threshold: float = 0.01  # smallest improvement that counts, relative to the best error
-    divisions: int = 3  # at most
+    divisions: int = 3  # the maximum
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Recipe:
 
 WARMUP = Warmup(lr=0.01, until=80, depth=110)
 RECIPES = {
-    # Batch norm sees the whole batch, where the paper's two GPUs saw 64 images each: ``bn_batch`` 64 does as they did.
+    # Batch norm sees the whole batch. The paper's two GPUs normalized 64 images each, as ``bn_batch`` 64 does.
     "cifar": Recipe(64_000, batch=128, milestones=(32_000, 48_000), warmup=WARMUP),
     # Batch norm on eight GPUs with a batch of 256; the paper does not state a number for ImageNet.
     "imagenet": Recipe(600_000, batch=256, plateau=Plateau("test_error", patience=30_000), bn_batch=32),

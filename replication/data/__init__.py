@@ -25,7 +25,7 @@ def load(name, root="data", progress=True):
     """Load a data set by name: a ``Dataset``, or an ``ImageNet`` if the name begins with ``imagenet``.
 
     ``digits``: scikit-learn's, no files needed. ``cifar10`` and ``cifar100``: in any of the official forms
-    (``cifar.FORMS``), downloaded into ``root`` if there is none. Other names are those of folders:
+    (``cifar.FORMS``), downloaded into ``root`` if none is there. Other names are those of folders:
     ``<root>/<name>/{train,test}/<class>/*`` with images of one size, decoded once and cached in ``<root>/.cache``; or,
     if the name begins with ``imagenet``, torchvision's layout ``{train,val}/<wnid>/*``, whose images are read from
     their files in every epoch. ``imagenet-smoke`` is a small folder of that kind, created on first use.
@@ -47,8 +47,8 @@ def load(name, root="data", progress=True):
 
 
 def present(name, root="data"):
-    """Whether a data set is on this machine: ``load`` would neither download nor create it."""
-    root = Path(root)
+    """Whether a data set is on this machine, so that ``load`` would neither download nor create it."""
+    root = files.folder("data", root)
     if name in cifar.FORMS:
         return cifar.find(name, root) is not None
     return name == "digits" or (root / name).is_dir()
@@ -60,7 +60,7 @@ def check_name(name):
     if not text or len(name) > 64 or NAME.fullmatch(name) is None:
         raise (ValueError if text else TypeError)(
             f"dataset {name!r}: choose {', '.join(BUILT_IN)} or the name of a folder of images, "
-            "made of letters, digits and single '.', '_' or '-' between them, 64 at the most"
+            "made of letters, digits and single '.', '_' or '-' between them, at most 64 characters"
         )
 
 

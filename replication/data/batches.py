@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 
 class EpochSampler:
-    """The images of each batch: every epoch is a new permutation of all, and a batch may span two epochs."""
+    """The images of each batch: every epoch is a new permutation of all images, and a batch may span two epochs."""
 
     def __init__(self, count, batch, seed):
         self.count, self.batch, self.seed = count, batch, seed
@@ -95,7 +95,7 @@ class Dataset(HoldsOut):
 
     @cached_property
     def fingerprint(self):
-        """SHA-256 over all classes, pixels and labels, as 64 hexadecimal digits."""
+        """SHA-256 over classes, and pixels and labels of training and test part, as 64 hexadecimal digits."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for pixels, labels in (self.train, self.test):
             digest.update(repr(pixels.shape).encode())
@@ -115,7 +115,7 @@ class Dataset(HoldsOut):
 
     @property
     def padding(self):
-        """Zero pixels on each side before the random crop: the paper's 4 for 32x32 images, others in proportion."""
+        """Width of the zero border added before the random crop: 4 for the paper's 32x32 images, else in proportion."""
         return min(self.size) // 8
 
     @property
@@ -134,9 +134,9 @@ class Dataset(HoldsOut):
     def eval_batches(self, images, device="cpu", share=(0, 1), workers=None):
         """A part's images for evaluation: the single, original view of each (section 4.2).
 
-        Yields inputs ``(N, 3, H, W)``, labels ``(N,)`` and {path: error} of unreadable images: none, since all are in
-        memory, where ``workers`` are not needed either. ``share``: rank and world size; each process gets every
-        ``world_size``-th image, from its rank on.
+        Yields inputs ``(N, 3, H, W)``, labels ``(N,)`` and {path: error} of unreadable files, which is always empty
+        here. ``share``: rank and world size; each process gets every ``world_size``-th image, from its rank on.
+        ``workers`` is ignored.
         """
         mean = torch.from_numpy(self.mean).to(device)
         rank, world_size = share
@@ -147,7 +147,7 @@ class Dataset(HoldsOut):
 
 
 class Batches:
-    """Training batches of a data set in memory: padded, cropped and mirrored at random, minus the mean (section 4.2).
+    """Training batches in memory: padded with zeros, cropped and mirrored at random, then minus the mean (section 4.2).
 
     ``batches(iteration)`` gives images ``(batch, 3, H, W)`` in float32, channels last, and labels ``(batch,)``, both on
     ``device``; in distributed training each process gets its ``share``, (rank, world size), of that batch.
