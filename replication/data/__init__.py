@@ -1,7 +1,6 @@
 """The data sets, by name: digits, CIFAR, folders of small images, and ImageNet."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 
