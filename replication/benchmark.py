@@ -43,7 +43,7 @@ SQUARE = 2048  # rows and columns of the matrices whose product sets the limit
 
 
 def random_images(size, count=512):
-    """A data set of random pixels, height and width in ``size``: as fast or slow as a real one."""
+    """A data set of random pixels; ``size``: height and width. Training on it is as fast as on a real one."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (count, *size, 3), dtype=np.uint8)
     images = datasets.Images(pixels, np.arange(count) % 10)
@@ -148,7 +148,9 @@ def compare(nets, rounds=5, iterations=20, precisions=("float32", "bfloat16"), w
             runs = {precision: Run(net, "cifar10", precision=precision) for precision in precisions}
             for run in runs.values():
                 ours.submit(iteration_seconds, run, SIZE, 1).result()  # compiles
-            operations = 6 * cost(run, SIZE) / BATCH  # a multiply-add is two, the way back twice the way there
+            operations = (
+                6 * cost(run, SIZE) / BATCH
+            )  # two per multiply-add; the backward pass takes twice the forward pass's
             for number in range(rounds):
                 common = theirs.submit(common_loop, net, iterations, workers).result()
                 speeds = {
@@ -163,7 +165,7 @@ def compare(nets, rounds=5, iterations=20, precisions=("float32", "bfloat16"), w
 
 
 def summarized(rounds):
-    """The rounds of ``compare`` as a table: medians, and the smallest and largest beside them."""
+    """The rounds of ``compare`` as a table of medians, each with the smallest and the largest value."""
     rows = []
     for (net, precision), group in rounds.groupby(["net", "precision"], sort=False):
         row = {"net": net, "precision": precision, "rounds": len(group)}
@@ -175,10 +177,10 @@ def summarized(rounds):
 
 
 def side_by_side(sizes, rounds=3, iterations=10):
-    """What all cores do together: as many runs as cores on a thread each, or one run on all. A row for each run.
+    """The speed of all cores together: one single-threaded run per core, or one run on all. A row for each run.
 
     sizes: height and width of the images, by run. Columns: net, size, precision; apart, together: images per second
-    in sum, the median of the rounds; threads: those that such a run is trained with.
+    in sum, the median of the rounds; threads: the number that such a run is trained with.
     """
     rows = []
     with Workers(cores()) as pool:
@@ -248,7 +250,7 @@ def _predicted(run, measured):
     """Seconds of an iteration: on the line through those measured on the same images, over their multiply-adds."""
     timed = {cost(each, SIZES[each.dataset]): measured[each] for each in measured if each.dataset == run.dataset}
     (low, fast), (high, slow) = sorted(timed.items())
-    slope = max((slow - fast) / (high - low), 0.5 * fast / low)  # whatever noise there is: more layers take longer
+    slope = max((slow - fast) / (high - low), 0.5 * fast / low)  # despite noise, more layers take longer
     return measured.get(run, fast + slope * (cost(run, SIZES[run.dataset]) - low))
 
 
@@ -280,7 +282,7 @@ def protocol_times(planned, measured):
 
 
 def machine():
-    """This machine in words: its processor or GPU, cores, and the version of torch."""
+    """This machine in words: its processor or GPU, its cores, and the version of torch."""
     found = environment(steps.device_of())
     device = found["processor"] if found["device"] == "cpu" else found["device"]
     return f"{device}, {found['cores']} cores, torch {found['torch']}"
@@ -311,7 +313,7 @@ def precisions(records):
 
 
 def readable(table):
-    """Any table of this module for the eye: what was measured several times with its smallest and largest value."""
+    """Any table of this module as text; medians with their smallest and largest value."""
     shown = {}
     for name in table:
         if name.endswith(("_min", "_max")) or name in ("low", "high"):
@@ -338,7 +340,7 @@ def readable(table):
 
 
 def in_words(seconds):
-    """A time for the eye: "40 s", "12 min", "3.5 hours", "2.1 days", "1.4 years"."""
+    """A time as text: "40 s", "12 min", "3.5 hours", "2.1 days", "1.4 years"."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     for unit, length, limit in (("min", 60, 100), ("hours", 3600, 48), ("days", 86_400, 500)):
