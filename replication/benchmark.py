@@ -148,9 +148,7 @@ def compare(nets, rounds=5, iterations=20, precisions=("float32", "bfloat16"), w
             runs = {precision: Run(net, "cifar10", precision=precision) for precision in precisions}
             for run in runs.values():
                 ours.submit(iteration_seconds, run, SIZE, 1).result()  # compiles
-            operations = (
-                6 * cost(run, SIZE) / BATCH
-            )  # two per multiply-add; the backward pass takes twice the forward pass's
+            operations = 6 * cost(run, SIZE) / BATCH  # two per multiply-add, backward twice as many as forward
             for number in range(rounds):
                 common = theirs.submit(common_loop, net, iterations, workers).result()
                 speeds = {
