@@ -165,3 +165,13 @@ def make(tmp_path):
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=25, help="how often test_kills.py kills training")
+
+
+SLOW = ("test_notebooks", "test_kills", "test_clusters", "test_processes", "test_sweeps", "test_steps", "test_trainers")
+
+
+def pytest_collection_modifyitems(items):
+    """Start both halves, which two processes begin with, by slow tests: none then waits for the other's last one."""
+    slow = [item for item in items if item.path.stem in SLOW]
+    fast = [item for item in items if item.path.stem not in SLOW]
+    items[:] = slow[::2] + fast[::2] + slow[1::2] + fast[1::2]

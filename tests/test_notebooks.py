@@ -102,17 +102,9 @@ def test_a_notebook_runs_in_its_own_folder_and_a_second_time_from_its_records(tm
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("2_plain_vs_residual", "dataset: digit", "dataset 'digit': choose digits, cifar10, cifar100"),
         ("2_plain_vs_residual", "depths: [20, 21]", "depth 21: a CIFAR net has 6n+2 layers"),
         ("2_plain_vs_residual", "shedule: 0.1", "parameter 'shedule': choose"),
-        ("2_plain_vs_residual", "schedule: 0", "schedule 0: choose a fraction"),
-        ("4_shortcuts", "shortcuts: [A, D]", "shortcut 'D': choose A"),
-        ("6_imagenet", "ways: [12-crop]", "way '12-crop': choose centre crop, 10-crop, multi-scale"),
-        ("6_imagenet", "processes: 3", "choose 1, 2, or a bn_batch below 8"),
-        ("3_cifar_depths", "cluster: 7", "executor 7: give a concurrent.futures executor, the address"),
         ("3_cifar_depths", "cluster: nowhere", "executor 'nowhere': no Dask scheduler answers there"),
-        ("7_scorecard", "readme: 'no'", "readme 'no': choose True or False"),
-        ("8_speed", "seeds: [0], precision: float16", "precision 'float16': choose float32, bfloat16"),
     ],
 )
 def test_bad_parameters_fail_before_anything_is_written(name, parameters, message, tmp_path):
@@ -145,7 +137,7 @@ def test_every_notebook_is_run_by_these_tests():
     assert [path.stem for path in NOTEBOOKS] == sorted(TINY) == sorted(FIGURES)
 
 
-SHARED = 'dataset = "digits"\nnets = ["resnet-14", "plain-14"]\nseeds = [3]\nschedule = 0.3\n'
+SHARED = 'dataset = "digits"\nnets = ["resnet-14", "plain-14"]\nseeds = [3]\nschedule = 0.2\n'
 
 
 def left(run, results):
@@ -174,7 +166,7 @@ def checkpoints(runs, results):
 def test_runs_go_on_from_an_interrupted_notebook_to_a_killed_one_to_another(tmp_path):
     """In JupyterLab's way and by papermill, in different notebooks; the end is that of an undisturbed run."""
     results = tmp_path / "results"
-    runs = grid(["resnet-14", "plain-14"], seeds=[3], schedule=0.3)
+    runs = grid(["resnet-14", "plain-14"], seeds=[3], schedule=0.2)
 
     # A kernel as JupyterLab starts it, in the notebook's folder, and its button for an interrupt.
     cells = [cell.source for cell in nbformat.read(NOTEBOOKS[5], 4).cells if cell.cell_type == "code"]
@@ -201,7 +193,7 @@ def test_runs_go_on_from_an_interrupted_notebook_to_a_killed_one_to_another(tmp_
     reached = {run: run.folder(results).joinpath("history.csv").stat().st_mtime_ns for run in runs}
     notebook, options = (
         ROOT / "notebooks" / "2_plain_vs_residual.ipynb",
-        f"seeds: [3], schedule: 0.3, results: {results}",
+        f"seeds: [3], schedule: 0.2, results: {results}",
     )
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(notebook), str(tmp_path / "killed.ipynb")]
     command += ["-y", f"{{depths: [14], {options}}}"]

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import nbformat
@@ -93,3 +94,23 @@ def test_wrong_parameters_are_refused_by_name_before_anything_is_written(name, p
         with pytest.raises((TypeError, ValueError), match=f"^(?:{NAMED.get(parameter, parameter + '?')}) "):
             exec("\n".join(code(name)[1:3]), namespace)
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("2_plain_vs_residual", {"dataset": "digit"}, "dataset 'digit': choose digits, cifar10, cifar100"),
+        ("2_plain_vs_residual", {"schedule": 0}, "schedule 0: choose a fraction"),
+        ("4_shortcuts", {"shortcuts": ["A", "D"]}, "shortcut 'D': choose A"),
+        ("6_imagenet", {"ways": ["12-crop"]}, "way '12-crop': choose centre crop, 10-crop, multi-scale"),
+        ("6_imagenet", {"processes": 3}, "choose 1, 2, or a bn_batch below 8"),
+        ("3_cifar_depths", {"cluster": 7}, "executor 7: give a concurrent.futures executor, the address"),
+        ("7_scorecard", {"readme": "no"}, "readme 'no': choose True or False"),
+        ("8_speed", {"seeds": [0], "precision": "float16"}, "precision 'float16': choose float32, bfloat16"),
+    ],
+)
+def test_the_message_names_the_choices(name, given, message, tmp_path):
+    namespace = defaults(name) | {"results": str(tmp_path / "results")} | given
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        exec("\n".join(code(name)[1:3]), namespace)
+    assert list(tmp_path.iterdir()) == []
