@@ -171,7 +171,7 @@ SLOW = ("test_notebooks", "test_kills", "test_clusters", "test_processes", "test
 
 
 def pytest_collection_modifyitems(items):
-    """Start both halves, which two processes begin with, by slow tests: none then waits for the other's last one."""
+    """Begin each half with slow tests, so that no process waits for the last one of another."""
     slow = [item for item in items if item.path.stem in SLOW]
     fast = [item for item in items if item.path.stem not in SLOW]
     items[:] = slow[::2] + fast[::2] + slow[1::2] + fast[1::2]
