@@ -1,6 +1,9 @@
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -194,3 +197,25 @@ def test_the_scorecard_judges_published_records_or_ones_own_or_both(make, tmp_pa
     assert [record.run.seed for record in records] == [0, 1, 2]
     with pytest.raises(ValueError, match="judged 'all': choose published, own, both"):
         page.everything(tmp_path, "all")
+
+
+ASCII = """
+import locale, sys
+from pathlib import Path
+from replication import all_finished, report
+from replication.report import page
+assert sys.platform != "linux" or locale.getencoding() == "ANSI_X3.4-1968"
+records = all_finished(sys.argv[1])
+card = report.scorecard(records)
+page.save(card, records, sys.argv[2])
+page.update_readme(card, records, Path(sys.argv[3]))
+"""
+
+
+def test_text_is_utf_8_in_any_locale(records, committed):
+    readme, folder = committed / "README.md", committed / "7_scorecard"
+    variables = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    results = records[0].folder.parents[1]
+    subprocess.run([sys.executable, "-c", ASCII, results, folder, readme], env=variables, check=True)
+    assert "±" in readme.read_text("utf-8")
+    assert "–" in (folder / "table.md").read_text("utf-8")

@@ -1,10 +1,13 @@
 import json
+import re
 import shutil
 import subprocess
 
 import pytest
+from conftest import ROOT
 
-from replication import Run, all_finished, finished
+from replication import Run, RunsFailedError, all_finished, finished, run_all
+from replication.report import page
 from replication.runs import records
 
 LEFT = ("run.json", "environment.json", "history.csv", "layers.csv", "predictions.csv", "summary.json", "SHA256SUMS")
@@ -38,7 +41,8 @@ def test_damage_is_named_and_the_record_refused(record, tmp_path, capsys, name, 
         finished(record.run, tmp_path)
     assert name in str(caught.value) or name == "SHA256SUMS"
     assert str(caught.value).endswith(f". Remove {record.folder} to train this run again")
-    assert all_finished(tmp_path) == []
+    with pytest.raises(ValueError, match=r"1 of 1 records in .* cannot be used: restore or remove them. The first: "):
+        all_finished(tmp_path)
     assert f"Left out: {record.folder} is damaged" in capsys.readouterr().out
     assert record.folder.exists()
 
@@ -67,7 +71,8 @@ def test_stale_records_are_refused_and_left_out(record, tmp_path, capsys, change
     with pytest.raises(ValueError, match=message) as caught:
         finished(record.run, tmp_path)
     assert not isinstance(caught.value, records.DamagedError)
-    assert all_finished(tmp_path) == []
+    with pytest.raises(ValueError, match=message):
+        all_finished(tmp_path)
     assert capsys.readouterr().out.startswith("Left out: ")
     assert record.folder.exists()
 
@@ -136,6 +141,37 @@ def test_all_finished_runs_are_found(make, tmp_path):
     assert found[0].predictions.empty
     with pytest.raises(ValueError, match=r"results '.*/nothing': there is no folder"):
         all_finished(tmp_path / "nothing")
+
+
+def test_a_report_leaves_out_one_bad_record_of_many_but_never_a_published_one(make, tmp_path, monkeypatch, capsys):
+    damaged, whole = (make(1, 2, net="plain-20", seed=seed) for seed in (0, 1))
+    (damaged.folder / "history.csv").write_bytes((damaged.folder / "history.csv").read_bytes().replace(b"\n", b"\r\n"))
+    assert [record.run for record in all_finished(tmp_path)] == [whole.run]
+    reason = r"seed-0 is damaged: history.csv is not what SHA256SUMS says \(its line endings were changed"
+    assert re.search(f"Left out: .*{reason}", capsys.readouterr().out)
+    monkeypatch.setattr(records, "PUBLISHED", tmp_path)
+    with pytest.raises(ValueError, match=rf"1 of 2 records in .*: restore them \(git restore .*{reason}"):
+        all_finished(tmp_path)
+    with pytest.raises(ValueError, match=reason):
+        page.everything(tmp_path / "own", "published")
+    with pytest.raises(RunsFailedError, match=rf"{reason}.*Restore it: git restore"):
+        run_all([damaged.run], tmp_path / "own")
+    assert not (tmp_path / "own" / "runs").exists()  # nothing was trained in its place
+
+
+@pytest.mark.parametrize("option", ["core.autocrlf=true", "core.eol=crlf", "core.autocrlf=input"])
+def test_git_leaves_published_records_as_they_are(committed, tmp_path, option):
+    """In a clone of anybody's settings, all checksums are right, and the scripts run."""
+    source, clone = tmp_path / "source", tmp_path / "clone"
+    source.mkdir()
+    shutil.copy(ROOT / ".gitattributes", source)
+    shutil.copytree(committed / "results", source / "results")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", option, "-C"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, source, *command], check=True)
+    subprocess.run([*git, tmp_path, "clone", "-q", source, clone], check=True)
+    assert len(all_finished(clone / "results" / "published")) == len(all_finished(source / "results" / "published")) > 9
+    assert b"\r" not in (clone / "results" / "regenerate.sh").read_bytes()
 
 
 def test_conditions_are_told_apart_by_what_differs_and_have_an_order(make):

@@ -213,7 +213,7 @@ def _cells(table):
 def deviations():
     """What differs from the paper, and why: a list in Markdown; empty where the docs did not come along."""
     path = ROOT / "docs" / "deviations.md"
-    return path.read_text().partition("\n")[2].strip() if path.exists() else ""
+    return path.read_text("utf-8").partition("\n")[2].strip() if path.exists() else ""
 
 
 def errors_by_conditions(records):
@@ -235,7 +235,7 @@ def for_readme(card, records):
 
 def update_readme(card, records, path=ROOT / "README.md"):
     """Put results and scorecard into the README, between their marks. Raises ValueError where these are missing."""
-    text = path.read_text()
+    text = path.read_text("utf-8")
     for name, content in for_readme(card, records).items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if not 0 <= text.find(begin) < text.find(end):

@@ -53,7 +53,7 @@ class Record:
 
     @cached_property
     def environment(self):
-        return json.loads((self.folder / "environment.json").read_text())
+        return json.loads((self.folder / "environment.json").read_bytes())
 
     @cached_property
     def history(self):
@@ -162,7 +162,9 @@ def finished(run, results="results"):
     try:
         record = _opened(folder)
     except DamagedError as error:
-        raise DamagedError(f"{error}. Remove {folder} to train this run again") from None
+        published = PUBLISHED is not None and folder.is_relative_to(PUBLISHED)
+        remedy = f"Restore it: git restore {folder}" if published else f"Remove {folder} to train this run again"
+        raise DamagedError(f"{error}. {remedy}") from None
     if record.run != run:
         raise ValueError(f"{folder} holds the record of {record.run}, not of {run}: remove or rename this folder")
     return record
@@ -183,9 +185,10 @@ def all_finished(results="results"):
     """The records of all finished runs in a folder, in the order of their ids.
 
     A record that is damaged, or was made by another version of this code, is left out, with a line that says so.
-    Raises ValueError when there is no such folder.
+    Raises ValueError when there is no such folder, when none of its records can be read, and when one that is published
+    with this repository cannot: a report without them would be another one.
     """
-    records, folder = [], files.folder("results", results)
+    records, folder, left_out = [], files.folder("results", results), []
     if not folder.is_dir():
         raise ValueError(f"results {str(results)!r}: there is no folder {folder}, choose one that holds records")
     for summary in sorted((folder / "runs").glob("*/summary.json")):
@@ -195,8 +198,15 @@ def all_finished(results="results"):
                 raise ValueError(f"{summary.parent} holds the record of {record.run.id}: rename or remove this folder")
         except (ValueError, OSError) as error:
             print(f"Left out: {error}")
+            left_out.append(error)
             continue
         records.append(record)
+    if left_out and (not records or folder == PUBLISHED):
+        remedy = f"restore them (git restore {folder})" if folder == PUBLISHED else "restore or remove them"
+        raise ValueError(
+            f"{len(left_out)} of {len(left_out) + len(records)} records in {folder} cannot be used: {remedy}. "
+            f"The first: {left_out[0]}"
+        )
     return records
 
 
@@ -257,7 +267,7 @@ def check_sums(folder, names=None):
     Weights are checked only by name: they are large, and may have stayed where they were trained.
     """
     try:
-        *lines, rest = (folder / SUMS).read_text().split("\n")
+        *lines, rest = (folder / SUMS).read_text("utf-8").split("\n")
         known = {name: digest for digest, name in (line.split("  ") for line in lines)}
         if rest:
             raise ValueError(f"the end of a line is missing: {rest}")
@@ -265,11 +275,13 @@ def check_sums(folder, names=None):
         raise DamagedError(f"{folder} is damaged: {SUMS} is missing or altered") from error
     for name in names or {name for name in {*known, *NEEDED} if not name.endswith(".pt")}:
         try:
-            digest = files.digest(files.read(folder / name))
+            content = files.read(folder / name)
         except FileNotFoundError as error:
             raise DamagedError(f"{folder} is damaged: {name} is missing") from error
-        if digest != known.get(name):
-            raise DamagedError(f"{folder} is damaged: {name} is not what {SUMS} says")
+        if files.digest(content) != known.get(name):
+            converted = files.digest(content.replace(b"\r\n", b"\n")) == known.get(name)
+            how = " (its line endings were changed, as git does with core.autocrlf)" if converted else ""
+            raise DamagedError(f"{folder} is damaged: {name} is not what {SUMS} says{how}")
 
 
 def rows_text(rows, columns=COLUMNS, digits=None):
