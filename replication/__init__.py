@@ -32,6 +32,10 @@ def _declare_missing_torchvision_ops():
 _KEPT = []
 _declare_missing_torchvision_ops()
 
+from replication.engine.machine import prepare_cache  # noqa: E402 (after the declaration)
+
+prepare_cache()
+
 from replication.parameters import start_notebook  # noqa: E402 (after the declaration)
 from replication.runs import Run, grid, net_names  # noqa: E402
 from replication.runs.records import Record, all_finished, finished  # noqa: E402

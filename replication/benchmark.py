@@ -13,6 +13,7 @@ from replication import data as datasets
 from replication import paper, sweeps, trainers
 from replication.engine import steps
 from replication.engine.machine import cores
+from replication.engine.progress import in_words
 from replication.engine.workers import Workers
 from replication.report.comparisons import interval_of_mean
 from replication.runs import PRECISIONS, Run, grid, net_names, whole
@@ -335,13 +336,3 @@ def readable(table):
         else:
             shown[WORDS.get(name, name)] = list(values)
     return pd.DataFrame(shown)
-
-
-def in_words(seconds):
-    """A time as text: "40 s", "12 min", "3.5 hours", "2.1 days", "1.4 years"."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    for unit, length, limit in (("min", 60, 100), ("hours", 3600, 48), ("days", 86_400, 500)):
-        if seconds < limit * length:
-            return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {unit}"
-    return f"{seconds / 31_557_600:.1f} years"

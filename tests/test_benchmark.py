@@ -8,6 +8,7 @@ from conftest import Here
 from replication import Run, benchmark
 from replication.engine import steps
 from replication.engine.machine import cores
+from replication.engine.progress import in_words
 from replication.runs.environment import cost, threads_for
 
 
@@ -133,7 +134,7 @@ def test_one_part_stands_for_a_batch_of_them(monkeypatch):
     ],
 )
 def test_times_for_the_eye(seconds, words):
-    assert benchmark.in_words(seconds) == words
+    assert in_words(seconds) == words
 
 
 def test_nothing_planned_takes_no_time():

@@ -1,4 +1,8 @@
 import contextlib
+import getpass
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -6,7 +10,7 @@ import torch
 from conftest import Here
 from test_trainers import assert_same, without_time
 
-from replication import Run, models, recipes, run_all, trainers
+from replication import Run, finished, models, recipes, run_all, trainers
 from replication.engine import machine, steps
 from replication.runs import environment, recorder
 
@@ -121,15 +125,47 @@ def test_more_nets_are_compiled_than_torch_keeps_variants_of(tmp_path, monkeypat
     assert frames["ok"] == frames["total"] >= 2
 
 
-def test_a_net_that_cannot_be_compiled_says_what_to_do(monkeypatch):
-    step = steps.Step(Run("plain-8").name.build(10), Run("plain-8").settings, "float32")
+TRAINED = """
+import sys
+from replication import Run, trainers
+from replication.runs import environment
+environment.COMPILED_FROM = 0
+trainers.train(Run("resnet-8", schedule=0.02), sys.argv[1])
+"""
 
-    def broken(*_):
-        raise RuntimeError("cc1plus: out of memory")
 
-    monkeypatch.setattr(steps, "compiled", lambda net: broken)
-    with pytest.raises(RuntimeError, match=r"set TORCH_COMPILE_DISABLE=1 to train without: cc1plus"):
-        step.begin((8, 8), compile=True)
+def trained_elsewhere(folder, **variables):
+    command = [sys.executable, "-c", TRAINED, folder / "results"]
+    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("place", ["file/cache", "/proc/1"])
+def test_without_a_cache_folder_torch_has_a_temporary_one(place, tmp_path):
+    """Torch could not even be imported in full, and no net be built; the temporary folder is gone afterwards."""
+    (tmp_path / "file").write_text("in the place of a folder")
+    (tmp_path / "temporary").mkdir()
+    variables = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / place), "TMPDIR": str(tmp_path / "temporary")}
+    done = trained_elsewhere(tmp_path, TORCH_COMPILE_DISABLE="1", **variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"torch cannot keep compiled code in {tmp_path / place} (")
+    assert finished(Run("resnet-8", schedule=0.02), tmp_path / "results")
+    left = [path.name for path in (tmp_path / "temporary").iterdir()]
+    assert left in ([], [f"torchinductor_{getpass.getuser()}"])  # torch makes its own, too
+
+
+@needs_compiler
+@pytest.mark.parametrize("broken", ["compiler", "linker"])
+def test_where_compiling_fails_training_goes_on_without(broken, tmp_path):
+    """One line says so, the record too, and the result is that of a net that was never compiled."""
+    script = tmp_path / "broken"
+    script.write_text("#!/bin/sh\n" + {"linker": "exec true\n"}.get(broken, "echo out of order >&2; exit 1\n"))
+    script.chmod(0o755)
+    done = trained_elsewhere(tmp_path, CXX=str(script), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the net could not be compiled, training goes on without: ") == 1
+    record = finished(Run("resnet-8", schedule=0.02), tmp_path / "results")
+    assert record.environment["compiled"] is False
+    assert_same(record, trainers.train(record.run, tmp_path / "eager"))
 
 
 def trained(run, compile=False, prepare=lambda step: None):

@@ -1,13 +1,16 @@
 """What this machine has and can do: cores, memory, a compiler, a processor's instructions."""
 
+import atexit
 import contextlib
 import ctypes
+import getpass
 import importlib.util
 import os
 import shutil
 import signal
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import torch
@@ -45,6 +48,22 @@ def emulates_bfloat16(cpuinfo=Path("/proc/cpuinfo")):
         return False
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), None)
     return flags is not None and not {"avx512_bf16", "amx_bf16"} & set(flags)
+
+
+def prepare_cache():
+    """Have torch keep compiled code in a temporary folder where its own cannot be written: else its import fails."""
+    try:
+        default = Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    except (KeyError, OSError):  # a user without a name
+        default = Path(tempfile.gettempdir(), f"torchinductor_uid_{os.getuid()}")
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", default))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = temporary = tempfile.mkdtemp(prefix="torchinductor_")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        print(f"torch cannot keep compiled code in {folder} ({error.strerror}): nets will be compiled anew each time")
 
 
 def can_compile():

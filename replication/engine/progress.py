@@ -46,3 +46,13 @@ def progress_bar(total, title, unit, disable=False, initial=0):
             yield bar
         finally:
             shown.update({"text/plain": ""}, raw=True)
+
+
+def in_words(seconds):
+    """A time as text: "40 s", "12 min", "3.5 hours", "2.1 days", "1.4 years"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    for unit, length, limit in (("min", 60, 100), ("hours", 3600, 48), ("days", 86_400, 500)):
+        if seconds < limit * length:
+            return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {unit}"
+    return f"{seconds / 31_557_600:.1f} years"

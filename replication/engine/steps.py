@@ -74,34 +74,41 @@ class Step:
         self.graph, self.inputs, self.eager_steps = None, None, 0
 
     def begin(self, size, compile=False):
-        """Compile the net, or have several processes add up their gradients. ``size``: the images' height and width.
+        """Compile the net, or have several processes add up their gradients; returns whether the net is compiled.
 
+        size: the images' height and width. Where compiling fails, a line says so, and the net is trained as it is.
         Call after loading weights. It makes one backward pass whose result is discarded: compiling is then done before
         training starts, and so is DistributedDataParallel's reordering of its sums after the first backward pass,
         which would otherwise come at another iteration of a resumed run than of an undisturbed one.
-        Raises RuntimeError when the net cannot be compiled.
         """
         if self.ranks.world_size > 1:
-            self.forward, images = self._distributed(), 2
-        elif compile:
-            self.forward, images = compiled(self.net), self.recipe.bn_batch or self.recipe.batch
-        else:
-            return
+            self.forward = self._distributed()
+            self._discard(2, size)
+            return False
+        if not compile:
+            return False
+        try:
+            self.forward = compiled(self.net)
+            self._discard(self.recipe.bn_batch or self.recipe.batch, size)
+        except Exception as error:  # a compiler, a linker, a cache folder or torch itself may be broken in any way
+            self.forward = self.net
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            print(f"the net could not be compiled, training goes on without: {reason}", flush=True)
+            return False
+        return True
+
+    def _discard(self, images, size):
+        """A forward and a backward pass of as many blank images, which leave the net as it was."""
         before = [buffer.clone() for buffer in self.net.buffers()]
         blank = torch.zeros(images, 3, *size, device=self.device).to(memory_format=torch.channels_last)
         try:
             with autocast(self.device, self.precision):
                 outputs = self.forward(blank)
             outputs.float().sum().backward()
-        except RuntimeError as error:
-            if self.ranks.world_size > 1:
-                raise
-            raise RuntimeError(
-                f"the net could not be compiled; set TORCH_COMPILE_DISABLE=1 to train without: {error}"
-            ) from error
-        self.optimizer.zero_grad()
-        for buffer, value in zip(self.net.buffers(), before, strict=True):
-            buffer.copy_(value)
+        finally:
+            self.optimizer.zero_grad()
+            for buffer, value in zip(self.net.buffers(), before, strict=True):
+                buffer.copy_(value)
 
     def _distributed(self):
         return DistributedDataParallel(
