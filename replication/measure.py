@@ -123,6 +123,8 @@ def _watch(net, weighted):
 
     def layer_passed(name, x, _):
         axes = [axis for axis in range(x.ndim) if axis != 1]
+        if x.numel() == x.shape[1]:
+            return  # a single value per channel has no variance
         statistics[name, "signal_variance"] = x.float().var(axes).mean()
 
     def norm_passed(name, _, y):

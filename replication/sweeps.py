@@ -2,8 +2,10 @@
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
+from dataclasses import replace
 
 import torch
 
@@ -12,12 +14,22 @@ from replication import data as datasets
 from replication.engine import files
 from replication.engine.files import DamagedError
 from replication.engine.machine import cores
-from replication.engine.progress import progress_bar
-from replication.engine.workers import WorkerError, Workers
+from replication.engine.progress import in_words, progress_bar
+from replication.engine.workers import WorkerDiedError, WorkerError, Workers
 from replication.runs import Run, records
-from replication.runs.environment import check_devices, check_processes, cost, threads_for, warn_of_precision
+from replication.runs.environment import (
+    check_devices,
+    check_processes,
+    check_size,
+    cost,
+    note_on_length,
+    reproducible,
+    threads_for,
+    warn_of_precision,
+)
 
 POLL_SECONDS = 0.5
+LONG = 1e13  # multiply-adds of all forward passes: minutes on two cores, worth a second to say how many
 UNKNOWN_SIZE = {True: (224, 224), False: (32, 32)}  # of images that are only where a cluster's workers are, by layout
 
 
@@ -56,7 +68,7 @@ def run_all(runs, results="results", data="data", executor=None, processes=1, fr
     _check_options(runs, executor, processes, fresh)
     folder = results / ".fresh" if fresh else results  # until the last is finished
     finished, errors = _find_finished(runs, folder, records.finished if fresh else records.finished_or_published)
-    _check_images(finished.values(), here)
+    trainers.check_images(finished.values(), here)
     missing = [run for run in dict.fromkeys(runs) if run not in finished and run not in errors]
     if finished and not fresh:
         print(_loading_line(finished.values()))
@@ -130,22 +142,6 @@ def _loading_line(finished):
     return f"{len(finished)} run{'s' * (len(finished) > 1)} loaded{origin}; fresh=True trains again."
 
 
-def _check_images(finished, data):
-    """Refuse records of other images than are here now; where there are none, the records stand for themselves."""
-    for name in dict.fromkeys(record.run.dataset for record in finished):
-        if not datasets.present(name, data):
-            continue
-        dataset = datasets.load(name, data)
-        if not len(dataset.train.labels):
-            continue  # photographs for tests alone
-        for record in finished:
-            if record.run.dataset == name and record.fingerprint != dataset.fingerprint:
-                raise ValueError(
-                    f"{record.folder} was made from other images than {name!r} in {data} now holds: bring these back, "
-                    "give the new images another name, or remove the record"
-                )
-
-
 def _print_notes(record):
     for note in record.summary.get("notes", ()):
         print(f"{record.run.id}: {note}")
@@ -162,6 +158,8 @@ def _load(runs, data):
     loaded = {name: datasets.load(name, data) for name in dict.fromkeys(run.dataset for run in runs)}
     for name, count in dict.fromkeys((run.dataset, run.holdout) for run in runs):
         loaded[name].hold_out(count).unreadable()
+    for run in runs:
+        check_size(run, loaded[run.dataset].size)
     return loaded
 
 
@@ -181,10 +179,12 @@ def lanes_for(runs, sizes, processes=1):
 def _train_here(runs, results, data, executor, processes):
     """Train in workers of this machine, or of an executor that sees the same folders; {run: error} of failed runs."""
     warn_of_precision(runs)
-    sizes = {name: dataset.size for name, dataset in _load(runs, data).items()}
+    images = _load(runs, data)
+    sizes = {name: dataset.size for name, dataset in images.items()}
     runs, lanes = _longest_first(runs, sizes), lanes_for(runs, sizes, processes)
-    print(_training_line(runs, lanes if executor is None else 1))
     with _bar(runs) as bar, Workers(lanes) if executor is None else contextlib.nullcontext(executor) as pool:
+        seconds = _estimate(runs, sizes, lanes * processes, pool) if executor is None else None
+        print(_training_line(runs, images, lanes if executor is None else 1, seconds))
         return _follow({pool.submit(trainers.train, run, results, data, processes): run for run in runs}, results, bar)
 
 
@@ -194,15 +194,53 @@ def _train_there(runs, results, data, here, client):
     sizes = {run.dataset: UNKNOWN_SIZE[datasets.is_imagenet(run.dataset)] for run in runs}
     runs = _longest_first(runs, sizes | {name: dataset.size for name, dataset in images.items()})
     prints = {name: dataset.fingerprint for name, dataset in images.items()}
-    print(_training_line(runs, min(len(client.nthreads()), len(runs))))
+    print(_training_line(runs, images, min(len(client.nthreads()), len(runs))))
     pool = client.get_executor(pure=False)  # every call is a new one
     with _bar(runs) as bar:
         futures = {pool.submit(clusters.train_elsewhere, run, str(data), prints.get(run.dataset)): run for run in runs}
         return _follow(futures, results, bar, lambda run, contents: records.keep(run, contents, results))
 
 
-def _training_line(runs, lanes):
-    return f"Training {len(runs)} run{'s' * (len(runs) > 1)}{f', {lanes} side by side' if lanes > 1 else ''}."
+def _training_line(runs, images, lanes, seconds=None):
+    """What is about to be trained, ``lanes`` runs side by side; ``images``: data sets by name, as far as known."""
+    line = f"Training {len(runs)} run{'s' * (len(runs) > 1)}{f', {lanes} side by side' if lanes > 1 else ''}"
+    line += "." if seconds is None else f", about {in_words(seconds)} here."
+    longest = {run.dataset: run for run in sorted(runs, key=lambda run: run.settings.iterations)}
+    notes = [note_on_length(run, len(images[name].train.labels)) for name, run in longest.items() if name in images]
+    return line + "".join(notes)
+
+
+def _estimate(runs, sizes, processes, pool):
+    """Roughly the seconds that long runs take with so many processes at work; None for short ones.
+
+    A few steps of a small net are timed in a worker; other nets take longer in proportion to their multiply-adds.
+    """
+    costs = {run: cost(run, sizes[run.dataset]) * run.settings.iterations for run in runs}
+    if sum(costs.values()) < LONG:
+        return None
+    small = max(runs, key=costs.get)
+    small = replace(small, net="resnet-18" if small.name.imagenet else "resnet-20", bn_batch=None)
+    size = sizes[small.dataset]
+    try:
+        seconds = pool.submit(_iteration_seconds, small, size).result()
+    except (WorkerError, WorkerDiedError):
+        return None  # the runs themselves will say why
+    return sum(costs.values()) / cost(small, size) * seconds / processes
+
+
+def _iteration_seconds(run, size):
+    """Seconds of an iteration of a run, from three steps on blank images; the net is not compiled."""
+    with reproducible(run, size):
+        step, part = trainers.new_step(run, classes=10), run.settings.bn_batch
+        images = torch.zeros(part, 3, *size, device=step.device).to(memory_format=torch.channels_last)
+        labels = torch.zeros(part, dtype=torch.int64, device=step.device)
+        for iteration in range(6):
+            if iteration == 3:
+                step.pop_totals()  # waits for the device
+                started = time.perf_counter()
+            step(images, labels, run.settings.lr)
+        step.pop_totals()
+        return (time.perf_counter() - started) / 3 * run.settings.batch / part
 
 
 def _bar(runs):

@@ -14,7 +14,14 @@ from replication.engine import checkpoint, files, machine, steps
 from replication.engine.distributed import Ranks, launch, members
 from replication.engine.progress import progress_bar
 from replication.runs import records
-from replication.runs.environment import check_devices, check_processes, reproducible, warn_of_precision
+from replication.runs.environment import (
+    check_devices,
+    check_processes,
+    check_size,
+    note_on_length,
+    reproducible,
+    warn_of_precision,
+)
 from replication.runs.recorder import Recorder
 
 LOCK_SECONDS = 5  # between the first rank's attempts to take a lock that another training holds
@@ -37,8 +44,7 @@ def fit(run, dataset, folder, ranks, progress=False):
     )
     recorder = Recorder(run, part, dataset.fingerprint, folder, step, batches, workers)  # loads the last checkpoint
     state = recorder.state
-    step.begin(part.size, recorder.compiled)
-    recorder.begin()
+    recorder.begin(step.begin(part.size, recorder.compiled))
     with (
         _interruptible(ranks) as interrupted,
         progress_bar(recipe.iterations, run.net, "iterations", not progress, state.iteration) as bar,
@@ -115,9 +121,12 @@ def train(run, results="results", data="data", processes=1, progress=False):
     check_processes(run, processes)
     check_devices(processes)
     results, data = files.folder("results", results), files.folder("data", data)
+    finished = records.finished(run, results)
+    if finished is not None:
+        check_images([finished], data)
     if dist.is_torchelastic_launched():  # not all processes may see a finished record yet: the first rank decides
         _train_as_rank(run, results, data, progress)
-    elif records.finished(run, results) is None:
+    elif finished is None:
         dataset = _load(run, data, progress)
         if processes > 1:
             # An unusable checkpoint is an error here already: the processes would be started again in vain.
@@ -130,9 +139,26 @@ def train(run, results="results", data="data", processes=1, progress=False):
     return records.finished(run, results)
 
 
+def check_images(finished, data):
+    """Raise ValueError for records of other images than are here now; where there are none, records are taken as is."""
+    for name in dict.fromkeys(record.run.dataset for record in finished):
+        if not datasets.present(name, data):
+            continue
+        dataset = datasets.load(name, data)
+        if not len(dataset.train.labels):
+            continue  # photographs for tests alone
+        for record in finished:
+            if record.run.dataset == name and record.fingerprint != dataset.fingerprint:
+                raise ValueError(
+                    f"{record.folder} was made from other images than {name!r} in {data} now holds: bring these back, "
+                    "give the new images another name, or remove the record"
+                )
+
+
 def _load(run, data, progress=False):
     first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
     dataset = datasets.load(run.dataset, data, progress=progress and first_here)
+    check_size(run, dataset.size)
     if first_here:  # this reads all photographs, for their mean: one process per machine does, the others wait
         dataset.hold_out(run.holdout).unreadable()
     return dataset
@@ -163,7 +189,8 @@ def _train(run, results, dataset, ranks, progress=False):
     folder, first = run.folder(results), ranks.rank == 0
     if progress and first:  # before the net is compiled, which takes minutes
         warn_of_precision([run])
-        print(f"{run.id}: {run.settings.iterations:,} iterations, checkpoints and record in {folder}", flush=True)
+        where = f"checkpoints and record in {folder}.{note_on_length(run, len(dataset.train.labels))}"
+        print(f"{run.id}: {run.settings.iterations:,} iterations, {where}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     if first:
         files.remove_parts(folder)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import Here, processes_of, write_images
 
-from replication import Run, RunsFailedError, finished, grid, run_all, sweeps, trainers
+from replication import Run, RunsFailedError, data, finished, grid, run_all, sweeps, trainers
 from replication.engine import machine, workers
 from replication.runs import records
 
@@ -275,7 +275,10 @@ def test_records_of_other_images_are_refused(pets, tmp_path, here):
         ValueError, match=r"was made from other images than 'pets' in .*other now holds: bring these back"
     ):
         run_all([run], tmp_path / "results", tmp_path / "other")
+    with pytest.raises(ValueError, match="was made from other images than 'pets'"):  # as python -m replication does
+        trainers.train(run, tmp_path / "results", tmp_path / "other")
     assert len(run_all([run], tmp_path / "results", tmp_path / "nothing")) == 1
+    assert trainers.train(run, tmp_path / "results", tmp_path / "nothing").run == run
 
 
 @pytest.mark.parametrize(
@@ -298,3 +301,25 @@ def test_progress_is_read_from_the_histories(tmp_path, here):
     assert sweeps._last_row(history) is None
     record = run_all([run], tmp_path, executor=here)[0]
     assert sweeps._last_row(history) == (22, record.summary["train_error"])
+
+
+def test_the_first_line_says_how_long_it_takes_and_what_shortens_it(pets, here, monkeypatch):
+    """12 images in batches of 128: 64,000 iterations are 682,666 epochs."""
+    images = {"pets": data.load("pets", pets)}
+    runs = grid(["resnet-20"], "pets", [0, 1])
+    monkeypatch.setattr(sweeps, "_iteration_seconds", lambda run, size: 0.09)
+    seconds = sweeps._estimate(runs, {"pets": (32, 32)}, 2, here)
+    assert seconds == pytest.approx(2 * 64_000 * 0.09 / 2)
+    line = sweeps._training_line(runs, images, 2, seconds)
+    assert line.startswith("Training 2 runs, 2 side by side, about 96 min here. 64,000 iterations are 682,666 epochs")
+    assert "of the 12 images of 'pets': schedule 0.1 makes a tenth of them, recipe 'digits' has 1,100" in line
+    twice = sweeps._estimate(grid(["resnet-38"], "pets", [0, 1]), {"pets": (32, 32)}, 2, here)
+    assert twice / seconds == pytest.approx(2, rel=0.05)  # 38 - 2 = 2 x (20 - 2) layers, nearly all multiply-adds
+    short = grid(["resnet-20"], "pets", schedule=0.001)
+    assert sweeps._estimate(short, {"pets": (8, 8)}, 1, here) is None
+    assert sweeps._training_line(short, images, 1) == "Training 1 run."
+    assert sweeps._training_line(grid(["resnet-20"]), {"digits": data.load("digits")}, 1) == "Training 1 run."
+
+
+def test_an_iteration_is_timed_on_the_net_that_is_trained():
+    assert 0 < sweeps._iteration_seconds(Run("resnet-8", bn_batch=64), (8, 8)) < 60

@@ -346,3 +346,18 @@ def test_unreadable_photographs_are_counted_and_listed(photographs, tmp_path, ca
     lines = (record.folder / "unreadable.txt").read_text().splitlines()
     assert [line.partition(": ")[0] for line in lines] == sorted(map(str, spoiled))
     assert f"{run.id}: 2 unreadable files, see {record.folder}/unreadable.txt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("side", "bn_batch"), [(4, 1), (3, 1), (5, 1), (4, 2)])
+def test_batch_norm_of_a_single_value_is_refused_before_anything_is_written(side, bn_batch, tmp_path):
+    """The last maps of a net have a quarter of the images' side, rounded up: 1x1 up to sides of 4."""
+    write_images(tmp_path / "data" / "pets", side=side)
+    run = Run("resnet-8", "pets", bn_batch=bn_batch, schedule=2 / 64_000)
+    if side == 5 or bn_batch == 2:
+        assert trainers.train(run, tmp_path / "results", tmp_path / "data").diverged is None
+        return
+    message = rf"bn_batch 1: 'pets' has images of {side}x{side}, whose last maps in resnet-8 are 1x1.*choose"
+    for call in (trainers.train, lambda run, *folders: run_all([run], *folders)):
+        with pytest.raises(ValueError, match=message):
+            call(run, tmp_path / "results", tmp_path / "data")
+    assert not (tmp_path / "results").exists()

@@ -18,6 +18,7 @@ from replication.runs import divisors, whole
 
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
 COMPILED_FROM = 5e12  # multiply-adds of all forward passes of a run: below, compiling takes longer than it saves
+MANY_EPOCHS = 2_000  # the paper's recipe has 164 on CIFAR, that of digits 98
 _TORCH = threading.Lock()  # torch's generator, threads and convolution settings belong to the whole process
 
 
@@ -75,6 +76,17 @@ def _multiply_adds(name, size):
         return measure.multiply_adds(name.build(classes=10), size)
 
 
+def note_on_length(run, images):
+    """For a run of very many epochs, how many these are of as many training images, and what shortens it; else ""."""
+    epochs = run.settings.iterations * run.settings.batch // max(1, images)
+    if epochs < MANY_EPOCHS:
+        return ""
+    return (
+        f" {run.settings.iterations:,} iterations are {epochs:,} epochs of the {images:,} images of {run.dataset!r}: "
+        "schedule 0.1 makes a tenth of them, recipe 'digits' has 1,100 iterations."
+    )
+
+
 def threads_for(run, size, processes=1):
     """Threads for each of a run's processes on this machine.
 
@@ -128,6 +140,15 @@ def check_processes(run, processes):
             f"processes {processes}: {run.id} has batches of {parts} x {run.settings.bn_batch} images, "
             f"choose {divisors(parts)}"
             + (f", or a bn_batch below {run.settings.bn_batch}" if processes > parts else "")
+        )
+
+
+def check_size(run, size):
+    """Raise ValueError where batch norm would see a single value per channel; ``size``: images' height and width."""
+    if not run.name.imagenet and run.settings.bn_batch == 1 and max(size) <= 4:
+        raise ValueError(
+            f"bn_batch 1: {run.dataset!r} has images of {size[1]}x{size[0]}, whose last maps in {run.net} are 1x1, and "
+            "a single value cannot be normalized: choose a bn_batch of 2 or more"
         )
 
 

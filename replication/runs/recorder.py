@@ -98,8 +98,9 @@ class Recorder:
             checkpoint.quarantine(damaged)
         return state
 
-    def begin(self):
-        """Write what is known before the first iteration."""
+    def begin(self, compiled):
+        """Write what is known before the first iteration. ``compiled``: whether the net is, as ``Step.begin`` says."""
+        self.compiled = compiled
         state, now = self.state, environment(self.step.device, self.ranks.world_size, self.compiled)
         state.environment = begun = state.environment or now
         names = ("torch", "device", "processor", "processes", "compiled")
