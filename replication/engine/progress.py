@@ -4,7 +4,7 @@ import contextlib
 import sys
 
 import tqdm.auto
-import tqdm.notebook
+import tqdm.autonotebook
 import tqdm.std
 
 LINE_SECONDS = 180  # between lines of progress where the output is no terminal
@@ -33,7 +33,7 @@ def progress_bar(total, title, unit, disable=False, initial=0):
     """
     options = {"total": total, "desc": title, "unit": f" {unit}", "leave": False}
     options |= {"disable": disable, "initial": initial}
-    if disable or not issubclass(tqdm.auto.tqdm, tqdm.notebook.tqdm):
+    if disable or tqdm.autonotebook.tqdm is tqdm.std.tqdm:
         terminal = sys.stderr is not None and sys.stderr.isatty()
         with tqdm.auto.tqdm(**options, bar_format=BAR) if terminal else _Lines(**options) as bar:
             yield bar
