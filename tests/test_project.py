@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "trainers": {"engine", "data", "runs"},
     "clusters": {"engine", "data", "trainers"},
     "sweeps": {"engine", "data", "runs", "trainers", "clusters"},
+    "verify": {"engine", "data", "runs", "trainers"},
     "report": {"engine", "paper", "runs"},
     "benchmark": {"engine", "data", "paper", "runs", "trainers", "sweeps", "report"},
     "__main__": {"engine", "runs", "trainers"},

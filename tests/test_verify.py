@@ -1,0 +1,58 @@
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from replication import Run, trainers, verify
+from replication.runs import records
+
+RUN = Run("resnet-8", schedule=0.05)  # 55 iterations on digits
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return trainers.train(RUN, tmp_path_factory.mktemp("results"))
+
+
+def altered(record, folder, changes):
+    """A copy of the record with some values changed, by (file, row, column), and the checksums made to fit."""
+    copy = RUN.folder(folder)
+    shutil.copytree(record.folder, copy)
+    for (name, row, column), factor in changes.items():
+        table = pd.read_csv(copy / name)
+        table.loc[row, column] *= factor
+        (copy / name).write_text(table.to_csv(index=False))
+    records.write_summary(copy, json.loads((copy / "summary.json").read_text()))
+    return records.finished(RUN, folder)
+
+
+def test_a_record_is_confirmed_to_the_last_bit_where_it_was_made(trained):
+    found = verify.verify(trained, rows=3)
+    assert found.alike
+    assert found.differences == ()
+    assert str(found).startswith(f"{RUN.id} is confirmed to the last bit: ")
+    last = trained.history["iteration"][2]
+    assert str(found).endswith(f"3 of {len(trained.history)} rows of the history ({last} iterations).")
+
+
+def test_an_altered_record_is_told_by_row_and_column(trained, tmp_path, monkeypatch):
+    """By anything at all on a like machine; elsewhere by more than rounding, and what it leads to, can explain."""
+    small = {("history.csv", 1, "train_error"): 1 + 1e-12, ("layers.csv", 4, "gradient_norm"): 1.0001}
+    large = {("history.csv", 0, "train_loss"): 0.5, ("layers.csv", 0, "weight_norm"): 1.01}
+    record = altered(trained, tmp_path, small | large)
+    for alike, changes in ((True, small | large), (False, large)):
+        found = verify.verify(record, rows=2)
+        assert found.alike == alike
+        assert "is not confirmed" in str(found)
+        places = {f"{name}, row {row + 1}, {column}" for name, row, column in changes}
+        assert {sentence.partition(":")[0] for sentence in found.differences} == places
+        monkeypatch.setitem(record.environment, "processor", "another one")
+
+
+def test_what_cannot_be_verified_is_refused(trained, pets, make):
+    with pytest.raises(ValueError, match=r"rows 0: the history of .* has \d+, choose"):
+        verify.verify(trained, rows=0)
+    other = make(1, 2, net="plain-8", dataset="pets")
+    with pytest.raises(ValueError, match="'pets' in .* holds other images than plain-8__pets__seed-0 was trained on"):
+        verify.verify(other, pets)
