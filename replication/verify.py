@@ -64,8 +64,9 @@ def verify(record, data="data", rows=1):
         again = Record(run, there, record.fingerprint, {})
         alike = all(again.environment.get(name) == record.environment.get(name) for name in ALIKE)
         first = [each.layers[each.layers["iteration"] == 0] for each in (record, again)]
-        differences = _compare("layers.csv", *first, lambda value, _: 0 if alike else SIGNALS[run.precision] * abs(value))
         found = [each.history[:rows].drop(columns="seconds") for each in (record, again)]
+        rounding = 0 if alike else SIGNALS[run.precision]
+        differences = _compare("layers.csv", *first, lambda value, _: rounding * abs(value))
         differences += _compare("history.csv", *found, lambda _, name: 0 if alike else TRAINING.get(name, math.inf))
     return Verification(record, rows, alike, tuple(differences))
 

@@ -54,5 +54,5 @@ def test_what_cannot_be_verified_is_refused(trained, pets, make):
     with pytest.raises(ValueError, match=r"rows 0: the history of .* has \d+, choose"):
         verify.verify(trained, rows=0)
     other = make(1, 2, net="plain-8", dataset="pets")
-    with pytest.raises(ValueError, match="'pets' in .* holds other images than plain-8__pets__seed-0 was trained on"):
+    with pytest.raises(ValueError, match=r"'pets' in .* holds other images than plain-8__pets__seed-0 was trained on"):
         verify.verify(other, pets)
