@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -11,14 +12,20 @@ from replication import data as datasets
 from replication import evaluate, measure
 from replication.data.batches import normalize
 from replication.engine import files
-from replication.engine.checks import choice
+from replication.engine.checks import choice, nearest
 from replication.evaluate import EVAL_PROTOCOLS, NormalizedNet
 from replication.models import STRIDES, BasicBlock, NetName, ZeroPadding
 from replication.runs import a_list
 from replication.runs.records import ended, json_text, read_json
 
-TORCHVISION = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # input normalization of its nets
-CHOICES = {"inputs": ("torchvision", "ours"), "zeros": ("behind", "around"), "stride_on": STRIDES}
+# The mean and standard deviation of each channel that others normalize inputs by, in units of 0 to 1. CIFAR-10's
+# deviations are over all training pixels; many use 0.2023, 0.1994, 0.2010 instead, the mean of those within each image.
+INPUTS = {
+    "torchvision": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    "cifar": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)},
+    "ours": None,
+}
+CHOICES = {"zeros": ("behind", "around"), "stride_on": STRIDES}
 
 
 def load_weights(net, path, zeros="behind"):
@@ -88,29 +95,49 @@ def check_options(label, options, imagenet):
         raise TypeError(f"weights {label!r}: give its options, such as {{'net': 'resnet-20', 'path': 'file.pth'}}")
     try:
         for option in options:
-            choice("option", option, ("net", "path", *CHOICES))
+            choice("option", option, ("net", "path", "inputs", *CHOICES))
         net, path = NetName.parse(options.get("net"), imagenet), options.get("path")
-        values = {"inputs": "torchvision", "zeros": "behind", "stride_on": "1x1"}
+        values = {"zeros": "behind", "stride_on": "1x1"}
         if imagenet and net.depth >= 50:
             del values["stride_on"]  # weights load either way, and must come with the right one
         elif not imagenet and net.residual and net.shortcut == "A":
             del values["zeros"]
         values |= options
         chosen = {option: choice(option, values.get(option), choices) for option, choices in CHOICES.items()}
+        _check_inputs(options.get("inputs"))
         if not isinstance(path, str) or not Path(path).is_file():
             raise ValueError(f"path {path!r}: there is no such file")
     except (TypeError, ValueError) as error:
         raise type(error)(f"weights {label!r}: {error}") from error
-    return chosen | {"net": net, "path": path}
+    return chosen | {"net": net, "path": path, "inputs": options["inputs"]}
+
+
+def _check_inputs(value):
+    """Raise ValueError for what is neither one of ``INPUTS`` nor a mean and a standard deviation of each channel."""
+    if isinstance(value, dict) and set(value) == {"mean", "std"}:
+        for part, least in (("mean", 0), ("std", 0.001)):
+            numbers = value[part] if isinstance(value[part], list | tuple) else ()
+            plain = [n for n in numbers if isinstance(n, int | float) and not isinstance(n, bool) and least <= n <= 1]
+            if not len(plain) == len(numbers) == 3:
+                raise ValueError(
+                    f"inputs {part} {value[part]!r}: give three numbers from {least} to 1, for red, green and blue; "
+                    "divide those in units of 0 to 255 by 255"
+                )
+    elif not isinstance(value, str) or value not in INPUTS:
+        own = "{'mean': [r, g, b], 'std': [r, g, b]} in units of 0 to 1"
+        raise ValueError(f"inputs {value!r}: choose {', '.join(INPUTS)} or {own}{nearest(value, INPUTS)}")
 
 
 def load_net(label, options, dataset):
     """A net with weights trained by others, to be tested on ``dataset``: a ``NormalizedNet`` on this machine's device.
 
-    options: ``net``, a name of the paper's; ``path`` of the checkpoint; ``inputs``, "torchvision" (the default: each
-    channel minus a mean, divided by a standard deviation) or "ours"; for CIFAR nets with shortcut A ``zeros``, "behind"
-    or "around", as in ``load_weights``; for bottlenecks ``stride_on``, "1x1" or "3x3", as in ``models.Bottleneck``. The
-    last two are required where they apply: weights load either way, but give garbage with the wrong one.
+    options: ``net``, a name of the paper's; ``path`` of the checkpoint; ``inputs``, how it was trained to see pixels:
+    each channel minus a mean and divided by a standard deviation, {"mean": [r, g, b], "std": [r, g, b]} in units of 0
+    to 1, or the name of such numbers, "torchvision" (0.485, 0.456, 0.406; 0.229, 0.224, 0.225) or "cifar" (CIFAR-10's:
+    0.4914, 0.4822, 0.4465; 0.2470, 0.2435, 0.2616), or as nets are trained here, "ours"; for CIFAR nets with shortcut A
+    ``zeros``, "behind" or "around", as in ``load_weights``; for bottlenecks ``stride_on``, "1x1" or "3x3", as in
+    ``models.Bottleneck``. All are required where they apply: weights load either way, but give garbage with the wrong
+    one.
     Raises ValueError or TypeError naming the label and what is wrong.
     """
     options = check_options(label, options, datasets.is_imagenet(dataset.name))
@@ -123,7 +150,8 @@ def load_net(label, options, dataset):
         raise ValueError(f"weights {label!r}: {error}") from error
     if options["inputs"] == "ours":
         return NormalizedNet(net, torch.from_numpy(dataset.mean).to(device))
-    mean, std = (torch.tensor(TORCHVISION[part], device=device) for part in ("mean", "std"))
+    numbers = options["inputs"] if isinstance(options["inputs"], dict) else INPUTS[options["inputs"]]
+    mean, std = (torch.tensor(numbers[part], dtype=torch.float32, device=device) for part in ("mean", "std"))
     return NormalizedNet(net, 255 * mean, std)
 
 
@@ -226,7 +254,7 @@ def _conditions(name, sources, images, precision):
     return {
         "precision": precision,
         "weights": _digest(source["path"] if isinstance(source, dict) else source.weights for source in sources),
-        "options": sources[0] if isinstance(sources[0], dict) else None,
+        "options": json.loads(json_text(sources[0])) if isinstance(sources[0], dict) else None,
         "fingerprint": images.fingerprint if images else None,
         "members": [source.run.id for source in sources] if name == "ensemble" else None,
     }

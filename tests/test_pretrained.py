@@ -2,7 +2,6 @@
 
 import shutil
 
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -94,20 +93,36 @@ def test_a_damaged_file_is_refused(tmp_path):
         pretrained.load_weights(models.cifar_net(14), tmp_path / "file.pt", zeros="front")
 
 
-def test_weights_of_others_are_a_row_of_their_own(tmp_path):
+HALVES = [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "mean", "std"),
+    [
+        ("torchvision", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ("cifar", [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+        ({"mean": HALVES, "std": HALVES}, HALVES, HALVES),
+        ({"std": (1, 1, 1), "mean": (0, 0.0, 0.25)}, [0, 0, 0.25], [1, 1, 1]),
+    ],
+)
+def test_weights_of_others_are_a_row_of_their_own(tmp_path, inputs, mean, std):
+    torch.manual_seed(9)  # an untrained net for which each normalization gives another error
     net, digits = models.cifar_net(8).eval(), data.load("digits")
     torch.save({"state_dict": {f"module.{name}": value for name, value in net.state_dict().items()}}, tmp_path / "a.th")
     options = {"net": "resnet-8", "path": str(tmp_path / "a.th"), "zeros": "behind"}
-    weights = {"theirs": options, "ours": options | {"inputs": "ours"}}
+    weights = {"theirs": options | {"inputs": inputs}, "ours": options | {"inputs": "ours"}}
     theirs, ours = pretrained.errors_of_others(weights, "digits")
     assert ours["test_error"] == evaluate.single_view(net, digits.eval_batches(digits.test))[0]
-    pixels, labels = digits.test
-    mean, deviations = (np.array(v, dtype=np.float32) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    normalized = torchvision.transforms.functional.normalize(
+        torch.from_numpy(digits.test.pixels).permute(0, 3, 1, 2) / 255, mean, std
+    )
     with torch.no_grad():
-        logits = net(torch.from_numpy((pixels / np.float32(255) - mean) / deviations).permute(0, 3, 1, 2))
-    wrong = logits.argmax(1).numpy() != labels
+        wrong = net(normalized).argmax(1).numpy() != digits.test.labels
     assert theirs["test_error"] == pytest.approx(100 * wrong.mean(), abs=0.3)
     assert theirs["test_error"] != ours["test_error"]
+    loaded = pretrained.load_net("theirs", weights["theirs"], digits)
+    assert loaded.mean.tolist() == pytest.approx([255 * value for value in mean])
+    assert loaded.std.tolist() == pytest.approx(std)
     assert theirs["parameters"] == sum(value.numel() for value in net.parameters())
 
 
@@ -117,16 +132,36 @@ def test_a_label_that_a_net_of_ours_may_have_is_refused(label):
         pretrained.errors_of_others({label: {}}, "digits")
 
 
+KNOWN = {"net": "resnet-8", "zeros": "behind", "inputs": "torchvision"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "net None"),
         ({"net": "resnet-8"}, "zeros None: choose behind, around"),
-        ({"net": "resnet-8", "zeros": "behind"}, "path None: there is no such file"),
-        ({"net": "resnet-8", "zeros": "behind", "path": "nowhere.pth"}, "path 'nowhere.pth': there is no such file"),
+        (
+            {"net": "resnet-8", "zeros": "behind"},
+            "inputs None: choose torchvision, cifar, ours or {'mean': .*units of 0",
+        ),
+        (KNOWN, "path None: there is no such file"),
+        (KNOWN | {"path": "nowhere.pth"}, "path 'nowhere.pth': there is no such file"),
         ({"net": "resnet-9", "zeros": "behind"}, "depth 9"),
         ({"nett": "resnet-8"}, "option 'nett': choose net.*did you mean 'net'"),
-        ({"net": "resnet-8", "zeros": "behind", "inputs": "theirs"}, "inputs 'theirs': choose torchvision, ours"),
+        (KNOWN | {"inputs": "theirs"}, "inputs 'theirs': choose torchvision, cifar, ours or"),
+        (KNOWN | {"inputs": "cifar10"}, "inputs 'cifar10': .*did you mean 'cifar'"),
+        (KNOWN | {"inputs": HALVES}, "inputs .*: choose torchvision, cifar, ours or"),
+        (KNOWN | {"inputs": {"mean": HALVES}}, "inputs {'mean': .*}: choose .* or {'mean': "),
+        (KNOWN | {"inputs": {"mean": HALVES, "std": HALVES, "scale": 255}}, "inputs .*: choose .* or {'mean': "),
+        (KNOWN | {"inputs": {"mean": [123.7, 116.3, 103.5], "std": HALVES}}, "inputs mean .*from 0 to 1, .*divide"),
+        (KNOWN | {"inputs": {"mean": [-0.5, 0, 0], "std": HALVES}}, "inputs mean .*from 0 to 1"),
+        (KNOWN | {"inputs": {"mean": [float("nan"), 0, 0], "std": HALVES}}, "inputs mean .*from 0 to 1"),
+        (KNOWN | {"inputs": {"mean": [0.5], "std": [0.5]}}, "inputs mean .*three numbers"),
+        (KNOWN | {"inputs": {"mean": 0.5, "std": 0.5}}, "inputs mean 0.5: give three numbers"),
+        (KNOWN | {"inputs": {"mean": ["0.5", "0.5", "0.5"], "std": HALVES}}, "inputs mean .*three numbers"),
+        (KNOWN | {"inputs": {"mean": HALVES, "std": [0.2, 0, 0.2]}}, "inputs std .*from 0.001 to 1, .*divide"),
+        (KNOWN | {"inputs": {"mean": HALVES, "std": [58.4, 57.1, 57.4]}}, "inputs std .*from 0.001 to 1, .*divide"),
+        (KNOWN | {"inputs": {"mean": HALVES, "std": [True] * 3}}, "inputs std .*three numbers"),
         ("file.pth", "give its options"),
     ],
 )
@@ -137,7 +172,7 @@ def test_what_is_missing_of_weights_of_others_is_said(options, message):
 
 def test_the_place_of_a_bottlenecks_stride_must_be_said(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"")
-    options = {"net": "resnet-50", "path": str(tmp_path / "a.pth")}
+    options = {"net": "resnet-50", "path": str(tmp_path / "a.pth"), "inputs": "torchvision"}
     with pytest.raises(ValueError, match="weights 'x': stride_on None: choose 1x1, 3x3"):
         pretrained.check(["resnet-50"], weights={"x": options})
     pretrained.check(["resnet-50"], weights={"x": options | {"stride_on": "3x3"}})
@@ -228,3 +263,16 @@ def test_a_stored_error_outlives_its_weights_and_another_protocol_is_said_to_be_
     record.weights.unlink()
     assert pretrained.evaluations([record], dataset.name, ways=["centre crop", "10-crop"], **arguments) == first
     assert f"{record.run.id}: not tested by 10-crop, since its weights are not here" in capsys.readouterr().out
+
+
+def test_an_error_with_statistics_in_tuples_is_measured_once(photographs, tmp_path, capsys):
+    path = tmp_path / "a.pth"
+    torch.save(models.imagenet_net(18, shortcut="A", classes=3).state_dict(), path)
+    inputs = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    weights = {"theirs": {"net": "resnet-18", "path": str(path), "inputs": inputs}}
+    arguments = {"data": photographs, "folder": tmp_path, "ways": ["centre crop"], "weights": weights}
+    first = pretrained.evaluations([], "imagenet-small", **arguments)
+    shutil.rmtree(photographs)
+    assert pretrained.evaluations([], "imagenet-small", **arguments) == first
+    assert "theirs" in first
+    assert "not tested" not in capsys.readouterr().out
