@@ -1,9 +1,11 @@
 """Weights from files: those that others trained, and the ImageNet errors of nets, measured once and then kept."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -14,7 +16,7 @@ from replication.data.batches import normalize
 from replication.engine import files
 from replication.engine.checks import choice, nearest
 from replication.evaluate import EVAL_PROTOCOLS, NormalizedNet
-from replication.models import STRIDES, BasicBlock, NetName, ZeroPadding
+from replication.models import SHORTCUTS, STRIDES, BasicBlock, NetName, ZeroPadding
 from replication.runs import a_list
 from replication.runs.records import ended, json_text, read_json
 
@@ -26,48 +28,146 @@ INPUTS = {
     "ours": None,
 }
 CHOICES = {"zeros": ("behind", "around"), "stride_on": STRIDES}
+KEYS = (  # under which weights lie; averaged ones come first, since their authors test and publish those
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema"),
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params"),
+)
+RESAVE = (  # what keeps the weights of a file that torch reads only by executing code
+    "import torch; kept = torch.load({path!r}, 'cpu', weights_only=False); "
+    "kept = kept if isinstance(kept, dict) else {{'model': kept}}; "
+    "torch.save({{name: part.state_dict() if hasattr(part, 'state_dict') else part for name, part in kept.items() "
+    "if hasattr(part, 'state_dict') or torch.is_tensor(part) or name in {keys}}}, {new!r})"
+)
+COUNTER = "num_batches_tracked"  # of batch norm; errors do not depend on it
 
 
 def load_weights(net, path, zeros="behind"):
-    """Load a checkpoint trained by others into ``net``, and return the net.
+    """Load a checkpoint trained by others into ``net``, one of ``models``, and return the net.
 
-    The file may hold the weights alone, or under ``state_dict`` or ``model``; their names may begin with ``module.``,
-    and the classifier may be called ``linear``. ``zeros``: where the checkpoint's net has the zero channels of shortcut
-    A, "behind" the identity, as here, or "around" it, half on either side, as many CIFAR nets do. Such weights would
-    load unchanged but compute something else, so their channels are reordered.
+    The file is one of ``torch.save`` or ends in ``.safetensors``. It may hold the weights alone or under one of
+    ``KEYS``, and whatever else; if under several, the first is taken and a line says so. All names may have a prefix,
+    as ``module.``; the classifier may be called ``linear`` and the projections ``shortcut``. ``zeros``: where the
+    checkpoint's net has the zero channels of shortcut A, "behind" the identity, as here, or "around" it, half on either
+    side, as many CIFAR nets do. Such weights would load unchanged but compute something else, so their channels are
+    reordered.
     Raises ValueError if the file holds no weights, or those of a different net.
     """
     choice("zeros", zeros, CHOICES["zeros"])
-    weights, expected = _read_weights(path), net.state_dict()
-    # Torch added this counter to batch norm after some checkpoints were made; errors do not depend on it.
-    counters = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
-    weights = counters | weights
-    here, there = ({name: tuple(value.shape) for name, value in each.items()} for each in (expected, weights))
-    problems = [f"{name} is missing" for name in here if name not in there]
-    problems += [f"{name} is unknown" for name in there if name not in here]
-    problems += [
-        f"{name} is {there[name]}, not {here[name]}" for name in here if there.get(name, here[name]) != here[name]
-    ]
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"{path} holds the weights of another net: {'; '.join(problems[:5])}{more}")
+    expected = net.state_dict()
+    # Torch added the counter after some checkpoints were made.
+    weights = _read_weights(path) | {name: value for name, value in expected.items() if name.endswith(COUNTER)}
+    problems = {
+        "missing": [name for name in expected if name not in weights],
+        "unknown": [name for name in weights if name not in expected],
+        "wrong": [
+            f"{name} is {_described(weights[name])}, not {_described(expected[name])}"
+            for name in expected
+            if name in weights and _described(weights[name]) != _described(expected[name])
+        ],
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{kind}: {_first(names)}" for kind, names in problems.items() if names)
+        raise ValueError(f"{path} holds the weights of another net{_fitting(net, weights)}: {listed}")
     net.load_state_dict(_move_zeros_behind(net, weights) if zeros == "around" else weights)
     return net
 
 
+def _described(tensor):
+    """Its shape, and the type and layout where values cannot be copied from it to a floating-point one."""
+    plain = tensor.is_floating_point() and tensor.layout is torch.strided
+    return str(tuple(tensor.shape)) + ("" if plain else f" of {tensor.dtype}, {tensor.layout}")
+
+
+def _first(names):
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _fitting(net, weights):
+    """For an error message: which net of the same family has weights of these names and shapes."""
+    theirs = {name: value.shape for name, value in weights.items() if not name.endswith(COUNTER)}
+    blocks = {match[0] for match in map(re.compile(r"layer\d+\.\d+\.").match, theirs) if match}
+    depth = 2 + len(blocks) * (3 if "layer1.0.conv3.weight" in theirs else 2)
+    classes = theirs["fc.bias"].numel() if "fc.bias" in theirs else 0
+    kinds = [f"resnet-{depth}-{shortcut}" for shortcut in SHORTCUTS]
+    for kind in kinds if net.layer1[0].residual else [f"plain-{depth}", *kinds]:
+        try:
+            with torch.device("meta"):
+                name = NetName.parse(kind, imagenet=net.stages == 4)
+                fitting = name.build(classes).state_dict()
+        except ValueError:  # there is no such net
+            continue
+        if theirs == {name: value.shape for name, value in fitting.items() if not name.endswith(COUNTER)}:
+            return f" (they fit {name}{f' with {classes} classes' if classes != net.fc.out_features else ''})"
+    return ""
+
+
 def _read_weights(path):
-    """The tensors of a checkpoint by name, named as in ``replication.models``."""
+    """The tensors of a checkpoint by name, named as in ``replication.models``, without the counters of batch norm."""
     try:
         stored = files.load(path)
     except ValueError as error:
-        remedy = "write it by torch.save(net.state_dict(), path)"
+        if found := _found_instead(Path(path)):
+            raise ValueError(f"{path} is not a file of weights but {found}") from error
+        remedy = "get it again, or write it by torch.save(net.state_dict(), path)"
+        if re.search("GLOBAL|TorchScript", str(error.__cause__)):
+            line = RESAVE.format(path=str(path), keys=KEYS, new=str(Path(path).with_suffix(".weights.pt")))
+            remedy = (
+                f"if you trust it, this line of Python saves its weights alone, but executes any code in it: {line}"
+            )
         raise ValueError(f"{path} is not a file of weights alone ({error}): {remedy}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
-            stored = stored[key]
-    if not isinstance(stored, dict) or not all(isinstance(value, torch.Tensor) for value in stored.values()):
-        raise ValueError(f"{path} holds no weights: expected tensors by name, alone or under 'state_dict' or 'model'")
-    return {re.sub(r"^linear\.", "fc.", str(name).removeprefix("module.")): value for name, value in stored.items()}
+    tensors = _tensors(stored, path)
+    if not tensors:
+        raise ValueError(f"{path} holds no weights: expected tensors by name, alone or under one of {', '.join(KEYS)}")
+    stem = "layer1.0.conv1.weight"  # what stands before it stands before all names
+    prefix = next((name.removesuffix(stem) for name in tensors if name.endswith(stem)), "")
+    weights = {}
+    for name, value in tensors.items():
+        ours = re.sub(r"^linear\.", "fc.", name.removeprefix(prefix)).replace(".shortcut.", ".downsample.")
+        if ours in weights:
+            raise ValueError(f"{path} holds {ours} twice, once as {name}: leave one of them in it")
+        if not ours.endswith(COUNTER) and name != "n_averaged":  # of torch's AveragedModel
+            weights[ours] = value
+    return weights
+
+
+def _tensors(stored, path, within=()):
+    """The tensors by name in what a checkpoint holds, which may lie under keys within keys."""
+    if not isinstance(stored, dict) or len(within) > 3:
+        return {}
+    parts = [key for key in KEYS if isinstance(stored.get(key), dict)]
+    for key in parts:
+        if tensors := _tensors(stored[key], path, (*within, key)):
+            if len(parts) > 1:
+                print(f"{path} holds {' and '.join(parts)}: the weights under {key} are taken")
+            return tensors
+    return {str(name): value for name, value in stored.items() if isinstance(value, torch.Tensor) and not value.is_meta}
+
+
+def _found_instead(path):
+    """For an error message: what lies there in place of a file of weights, and the remedy; None if it may be one."""
+    if path.is_dir():
+        return "a folder: give the path of a file"
+    with path.open("rb") as file:
+        start = file.read(512)
+    text = start.decode("utf-8-sig", errors="replace").strip()
+    if not text:
+        return "an empty file: get it again"
+    first = text.splitlines()[0][:60].expandtabs()
+    if first.isprintable() and "\ufffd" not in first:
+        if first.startswith("version https://git-lfs"):
+            return "a Git LFS pointer: `git lfs pull` fetches the file that it stands for"
+        return "a web page: get the file itself" if first[0] == "<" else f"a text that begins {first!r}: get the file"
+    for place, magic, kind in ((0, b"\x1f\x8b", "gzip"), (257, b"ustar", "tar")):
+        if start[place:].startswith(magic):
+            return f"a {kind} archive: unpack it"
+    with contextlib.suppress(zipfile.BadZipFile, ValueError, NotImplementedError), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if not any(name.endswith("data.pkl") for name in names):  # torch's own have one
+            return f"a zip archive of {_first(names)}: unpack it"
+    if start[8:9] == b"{" and path.suffix.lower() != ".safetensors":
+        return "in the format of safetensors: give it a name that ends in .safetensors"
+    return None
 
 
 def _move_zeros_behind(net, weights):

@@ -1,8 +1,17 @@
 """Weights trained by others, and stored evaluations."""
 
+import argparse
+import datetime
+import io
+import re
 import shutil
+import tarfile
+import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from torch import nn
@@ -51,11 +60,107 @@ def test_weights_of_either_kind_of_shortcut_a_give_their_own_logits(tmp_path, ze
         assert not torch.allclose(garbage(images), theirs(images), atol=0.1)
 
 
-def test_torchvisions_files_load(tmp_path):
-    theirs = torchvision.models.resnet18()
-    torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
-    net = pretrained.load_weights(models.imagenet_net(18), tmp_path / "resnet18.pth")
-    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in net.state_dict().items())
+@pytest.fixture(scope="module")
+def resnet18():
+    """Torchvision's, with statistics that are nowhere trivial."""
+    torch.manual_seed(4)
+    net = torchvision.models.resnet18(num_classes=10)
+    net(torch.randn(8, 3, 64, 64))
+    return net.eval()
+
+
+def empty18():
+    """Our net for the weights of ``resnet18``, without any of its own."""
+    with torch.device("meta"):
+        net = models.imagenet_net(18, shortcut="B", classes=10)
+    return net.to_empty(device="cpu")
+
+
+def same_logits(ours, theirs):
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(images), theirs(images))
+
+
+def renamed(net, prefix):
+    return {prefix + name: value for name, value in net.state_dict().items()}
+
+
+class Wrapped(nn.Module):
+    """A net as a part of another module, as Lightning has them."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.model = net
+
+
+BESIDE = {
+    "epoch": 90,
+    "best_acc1": np.float64(69.8),
+    "classes": np.arange(3),
+    "args": argparse.Namespace(lr=0.1, arch="resnet18", scores=[np.float32(1)]),
+    "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+    "model_ema": None,
+}
+WRAPPINGS = {
+    "alone": lambda net: net.state_dict(),
+    "with others in the same dict": lambda net: net.state_dict() | BESIDE,
+    "without counters": lambda net: {n: v for n, v in net.state_dict().items() if "num_batches" not in n},
+    "parameters": lambda net: net.state_dict() | dict(net.named_parameters()),
+    "net": lambda net: {"net": net.state_dict(), "acc": 93.0},
+    "model_state_dict": lambda net: {"model_state_dict": net.state_dict()} | BESIDE,
+    "state_dict beside a model's name": lambda net: {"model": "resnet18", "state_dict": net.state_dict()},
+    "state_dict beside a configuration": lambda net: {"model": {"depth": 18}, "state_dict": net.state_dict()},
+    "keys within keys": lambda net: {"state": 1, "ema": {"module": net.state_dict(), "updates": 7}},
+    "data parallel": lambda net: {"state_dict": nn.DataParallel(net).state_dict()},
+    "data parallel twice": lambda net: {"model": renamed(net, "module.module.")},
+    "compiled": lambda net: {"model": torch.compile(nn.DataParallel(net)).state_dict()} | BESIDE,
+    "a part of another": lambda net: {"state_dict": Wrapped(Wrapped(net)).state_dict()} | BESIDE,
+    "backbone": lambda net: {"params": renamed(net, "backbone.")},
+    "averaged": lambda net: {"model_ema": torch.optim.swa_utils.AveragedModel(net).state_dict()},
+    "averaged in a key of its own": lambda net: {"averaged": 1, "state_dict_ema": renamed(net, "_orig_mod.module.")},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_torchvisions_weights_give_its_logits_however_they_are_wrapped(tmp_path, resnet18, wrapping, capsys):
+    torch.save(WRAPPINGS[wrapping](resnet18), tmp_path / "resnet18.pth")
+    same_logits(pretrained.load_weights(empty18(), tmp_path / "resnet18.pth"), resnet18)
+    assert ("holds state_dict and model" in capsys.readouterr().out) == ("configuration" in wrapping)
+
+
+def test_older_files_and_safetensors_load(tmp_path, resnet18):
+    torch.save({"net": resnet18.state_dict()} | BESIDE, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file(renamed(resnet18, "module."), tmp_path / "a.safetensors", {"format": "pt"})
+    for name in ("a.pth", "a.safetensors"):
+        same_logits(pretrained.load_weights(empty18(), tmp_path / name), resnet18)
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("zeros", ["behind", "around"])
+def test_weights_of_other_precisions_become_float32(tmp_path, precision, zeros):
+    theirs = of_others(zeros).to(precision)
+    torch.save(theirs.state_dict(), tmp_path / "a.pth")
+    net = pretrained.load_weights(models.cifar_net(14), tmp_path / "a.pth", zeros=zeros)
+    assert {value.dtype for value in net.parameters()} == {torch.float32}
+    same_logits(net, theirs.float())
+
+
+def test_averaged_weights_go_before_plain_ones(tmp_path, capsys):
+    plain, averaged = models.cifar_net(8), models.cifar_net(8)
+    torch.save({"model": plain.state_dict(), "model_ema": averaged.state_dict()}, tmp_path / "a.pth")
+    same_logits(pretrained.load_weights(models.cifar_net(8), tmp_path / "a.pth"), averaged.eval())
+    assert (
+        capsys.readouterr().out
+        == f"{tmp_path}/a.pth holds model_ema and model: the weights under model_ema are taken\n"
+    )
+
+
+def test_projections_may_be_called_shortcuts(tmp_path):
+    theirs = models.cifar_net(14, shortcut="B")
+    weights = {name.replace("downsample", "shortcut"): value for name, value in theirs.state_dict().items()}
+    torch.save(weights, tmp_path / "a.pth")
+    same_logits(pretrained.load_weights(models.cifar_net(14, shortcut="B"), tmp_path / "a.pth"), theirs.eval())
 
 
 class Hostile:
@@ -69,9 +174,31 @@ class Hostile:
         (Hostile(), "is not a file of weights alone"),
         ([1, 2], "holds no weights"),
         ({"state_dict": {"conv1.weight": 1}}, "holds no weights"),
-        (models.cifar_net(20).state_dict(), "layer1.2.conv1.weight is unknown"),
-        (models.cifar_net(8).state_dict(), "layer1.1.conv1.weight is missing.*; and 25 more"),
-        (models.cifar_net(14, classes=100).state_dict(), r"fc.weight is \(100, 64\), not \(10, 64\)"),
+        ({"epoch": 3}, "holds no weights"),
+        ({"model_ema": {"decay": 0.9}}, "holds no weights"),
+        # A block has two layers, each with five tensors beside the counter.
+        (
+            models.cifar_net(20).state_dict(),
+            r"another net \(they fit resnet-20\): unknown: layer1.2.conv1.weight,.* and 27 more$",
+        ),
+        (
+            models.cifar_net(8).state_dict(),
+            r"another net \(they fit resnet-8\): missing: layer1.1.conv1.weight,.* and 27 more$",
+        ),
+        (
+            models.cifar_net(14, classes=100).state_dict(),
+            r"\(they fit resnet-14 with 100 classes\): wrong: fc.weight is \(100, 64\), not \(10, 64\), fc.bias",
+        ),
+        (
+            {name.replace("conv", "convolution"): value for name, value in models.cifar_net(14).state_dict().items()},
+            r"another net: missing: conv1.weight,.*; unknown: convolution1.weight,",
+        ),
+        (models.cifar_net(14).state_dict() | {"model.conv1.weight": torch.ones(1)}, "unknown: model.conv1.weight$"),
+        (renamed(models.cifar_net(14), "a.") | renamed(models.cifar_net(14), ""), "holds conv1.weight twice"),
+        (models.cifar_net(14).state_dict() | {"fc.weight": torch.ones(10, 64).char()}, "fc.weight is .* of torch.int8"),
+        (models.cifar_net(14).state_dict() | {"fc.weight": torch.ones(10, 64).cfloat()}, "is .* of torch.complex64"),
+        (models.cifar_net(14).state_dict() | {"fc.weight": torch.eye(10, 64).to_sparse()}, "is .*, torch.sparse_coo"),
+        (models.cifar_net(14).state_dict() | {"fc.bias": torch.ones(10, device="meta")}, "missing: fc.bias$"),
     ],
 )
 def test_other_files_are_refused_and_leave_the_net_as_it_was(tmp_path, stored, message, capsys):
@@ -82,6 +209,109 @@ def test_other_files_are_refused_and_leave_the_net_as_it_was(tmp_path, stored, m
         pretrained.load_weights(net, tmp_path / "file.pt")
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("theirs", "classes", "net", "said"),
+    [
+        ("resnet-18-B", 1000, "resnet-18", r" \(they fit resnet-18-B\): unknown: layer2.0.downsample.0.weight"),
+        ("resnet-34-C", 1000, "resnet-34-B", r" \(they fit resnet-34-C\): unknown: layer1.0.downsample.0.weight"),
+        ("resnet-18", 1000, "resnet-18-B", r" \(they fit resnet-18\): missing: layer2.0.downsample.0.weight"),
+        ("resnet-18-B", 1000, "plain-34", r" \(they fit resnet-18-B\): missing: layer1.2.conv1.weight"),
+        ("plain-34", 1000, "plain-18", r" \(they fit plain-34\): unknown: layer1.2.conv1.weight"),
+        (
+            "resnet-50",
+            10,
+            "resnet-34",
+            r" \(they fit resnet-50 with 10 classes\): unknown: layer1.0.conv3.*; wrong: layer1.0.conv1",
+        ),
+        ("resnet-101", 1000, "resnet-50", r" \(they fit resnet-101\): unknown: layer3.6.conv1.weight"),
+    ],
+)
+def test_the_net_that_the_weights_fit_is_named(tmp_path, theirs, classes, net, said):
+    with torch.device("meta"):
+        theirs = models.NetName.parse(theirs, imagenet=True).build(classes).state_dict()
+        net = models.NetName.parse(net, imagenet=True).build(1000)
+    torch.save({name: torch.zeros(()).expand(value.shape) for name, value in theirs.items()}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=f"holds the weights of another net{said}"):
+        pretrained.load_weights(net, tmp_path / "a.pth")
+
+
+def archive(kind, name):
+    """A zip or tar archive of one file, as bytes."""
+    content = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(content, "w") as file:
+            file.writestr(name, b"weights")
+    else:
+        with tarfile.open(fileobj=content, mode=kind) as file:
+            file.addfile(tarfile.TarInfo(name))
+    return content.getvalue()
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f3\n"
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "an empty file"),
+        (LFS, "a Git LFS pointer: `git lfs pull`"),
+        (b"<!DOCTYPE html><html><body>Sign in", "a web page"),
+        (b"\xef\xbb\xbf\n <?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page"),
+        (b"404: Not Found", "a text that begins '404: Not Found'"),
+        (b'{"message": "Bad credentials"}\n', "a text that begins '{.*Bad credentials"),
+        (archive("zip", "resnet20.th"), "a zip archive of resnet20.th: unpack it"),
+        (archive("w", "resnet20.th"), "a tar archive: unpack it"),
+        (archive("w:gz", "resnet20.th"), "a gzip archive: unpack it"),
+        ("<!doctype html><title>\u767b\u5f55</title>\t".encode(), "a web page"),
+    ],
+)
+def test_what_lies_in_place_of_the_weights_is_said(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is not a file of weights but {said}"):
+        pretrained.load_weights(models.cifar_net(8), tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x89HDF\r\n\x1a\n" + bytes(90), b"PK\x03\x04" + bytes(90), bytes(9), b"\x80\x02."]
+)
+def test_what_is_unknown_is_refused(tmp_path, content):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.pth is not a file of weights alone \(.*\): get it again, or write it by"):
+        pretrained.load_weights(models.cifar_net(8), tmp_path / "a.pth")
+
+
+def test_safetensors_are_told_by_their_name(tmp_path):
+    weights = models.cifar_net(8).state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"in the format of safetensors: give it a name that ends in \.safetensors"):
+        pretrained.load_weights(models.cifar_net(8), tmp_path / "a.pth")
+    torch.save(weights, tmp_path / "a.safetensors")  # is not unpickled
+    with pytest.raises(ValueError, match=r"a\.safetensors is not a file of weights alone \(SafetensorError"):
+        pretrained.load_weights(models.cifar_net(8), tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("stored", "holds"),
+    [
+        (lambda net: {"state_dict": net.state_dict(), "args": argparse.Namespace(data=Path("here"))}, "pathlib.*Path"),
+        (lambda net: net.state_dict() | {"when": datetime.date(2016, 6, 27)}, "datetime.date"),
+        (lambda net: {"net": net, "acc": 93.0}, "replication.models.Net"),
+        (lambda net: net, "replication.models.Net"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_line_that_resaves_other_files_is_given(tmp_path, stored, holds, zipped):
+    theirs = of_others("behind")
+    torch.save(stored(theirs), tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        ValueError, match=f"it holds {holds} beside tensors, .*executes any code in it: import"
+    ) as raised:
+        pretrained.load_weights(models.cifar_net(14), tmp_path / "a.pth")
+    exec(re.search("import torch; .*$", str(raised.value))[0], {})
+    same_logits(pretrained.load_weights(models.cifar_net(14), tmp_path / "a.weights.pt"), theirs)
 
 
 def test_a_damaged_file_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 import pickle
+import re
 import socket
 import time
 import uuid
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors.torch import load_file
 
 ABANDONED = 3600  # seconds after which a part of a file must be that of a killed process
 SOURCE = Path(__file__).parents[2]  # the repository, where this package runs from its source tree
@@ -121,19 +123,42 @@ def read_sealed(path):
     return content[:-size]
 
 
+class Ignored:
+    """Stands for what ``load`` does not read: numpy's numbers and arrays, and argparse's options."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+
+IGNORED = [
+    "argparse.Namespace",
+    *("numpy.dtype", "numpy.ndarray"),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+]
+
+
 def load(file):
     """What ``torch.save`` wrote: tensors (put on the CPU), numbers, strings, lists and dicts. Executes no code.
 
+    What is of a class in ``IGNORED`` becomes an ``Ignored``, which torch calls in its place. A path that ends in
+    ``.safetensors`` is read as such, and never unpickled.
     Raises FileNotFoundError, MemoryError or torch.OutOfMemoryError, and ValueError for any other failure.
     """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        if str(file).lower().endswith(".safetensors"):
+            return load_file(file)
+        with torch.serialization.safe_globals([(Ignored, name) for name in IGNORED]):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (FileNotFoundError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever torch makes of a file that is damaged, hostile or something else
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
         if isinstance(error, pickle.UnpicklingError):  # torch's message advises to load it all the same
-            reason = "it holds more than tensors, numbers and texts"
+            name = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"it holds {name[1]} beside tensors, numbers and texts" if name else "torch cannot read it"
         raise ValueError(reason) from error
 
 
