@@ -5,9 +5,11 @@ import itertools
 import os
 import pickle
 import shutil
+import struct
 import tarfile
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,7 +19,7 @@ from conftest import ROOT, write_images
 from PIL import Image
 
 from replication import data, paper
-from replication.data import cifar
+from replication.data import cifar, imagenet
 from replication.engine import files
 
 
@@ -167,6 +169,117 @@ def test_what_is_wrong_with_a_folder_is_said(pets, spoil, message):
 def test_an_unknown_data_set_is_answered_with_the_choices(pets):
     with pytest.raises(ValueError, match=r"choose digits, cifar10, cifar100, pets \(did you mean 'digits'\?\)"):
         data.load("digit", pets)
+
+
+def tiff(order, bits, content, kind=1, photometric=1):
+    """An uncompressed TIFF, one row of grey; ``kind``: 1 unsigned, 2 signed, 3 floating-point."""
+    count, mark = len(content) * 8 // bits, "<" if order == b"II" else ">"
+    tags = {256: count, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 134, 277: 1, 278: 1, 279: len(content)}
+    rows = [struct.pack(f"{mark}HHII", tag, 4, 1, value) for tag, value in (tags | {339: kind}).items()]
+    return order + struct.pack(f"{mark}HIH", 42, 8, len(rows)) + b"".join(rows) + bytes(4) + content
+
+
+def png(bits, colour, row, *chunks):
+    """A PNG of 4 pixels in one row; ``colour``: 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGB and alpha."""
+    header = (b"IHDR", struct.pack(">IIBBBBB", 4, 1, bits, colour, 0, 0, 0))
+    packed = [header, *chunks, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in packed
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def saved(mode, pixels, kind, **options):
+    """A file that Pillow writes: four pixels in a row."""
+    content = io.BytesIO()
+    image = Image.new(mode, (4, 1))
+    for place, pixel in enumerate(pixels):
+        image.putpixel((place, 0), pixel)
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+CARDS = ("SIMPLE  = T", "BITPIX  = 16", "NAXIS   = 2", "NAXIS1  = 4", "NAXIS2  = 1", "END")
+FITS = "".join(card.ljust(80) for card in CARDS).ljust(2880).encode()  # of signed values
+DEEP = (0, 4043, 19955, 65535)
+LITTLE, BIG = struct.pack("<4H", *DEEP), struct.pack(">4H", *DEEP)
+SCALED = [0, 16, 78, 255]  # divided by 257: 15.73 and 77.65
+COLOURS = (0, 257, 514, 4043, 4043, 19955, 65535, 0, 65535, 255, 65280, 32768)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (png(1, 0, b"\x50"), [0, 255, 0, 255]),
+        (png(2, 0, b"\x1b"), [0, 85, 170, 255]),
+        (png(4, 0, b"\x01\x8f"), [0, 17, 136, 255]),
+        (png(8, 0, b"\x00\x01\x80\xff"), [0, 1, 128, 255]),
+        (png(16, 0, BIG), SCALED),
+        (png(16, 0, BIG, (b"tRNS", b"\x00\x00")), SCALED),
+        (png(8, 4, bytes([0, 255, 9, 0, 80, 128, 255, 0])), [0, 9, 80, 255]),
+        (png(2, 3, b"\x1b", (b"PLTE", bytes(range(12))), (b"tRNS", b"\x00\x80")), [*range(12)]),
+        (png(8, 6, bytes([1, 2, 3, 0, 4, 5, 6, 9, 7, 8, 9, 255, 0, 1, 2, 3])), [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2]),
+        (tiff(b"II", 16, LITTLE), SCALED),
+        (tiff(b"MM", 16, BIG), SCALED),
+        (tiff(b"II", 16, LITTLE, photometric=0), [255, 239, 177, 0]),
+        (tiff(b"II", 12, bytes.fromhex("0000ff800fff")), [0, 16, 128, 255]),  # 15.88 and 127.53
+        (tiff(b"MM", 8, b"\x00\x01\x80\xff", photometric=0), [255, 254, 127, 0]),
+        (b"P5 4 1 255\n\x00\x01\x80\xff", [0, 1, 128, 255]),
+        (b"P5 4 1 65535\n" + BIG, SCALED),
+        (b"P5 4 1 1000\n" + struct.pack(">4H", 0, 200, 250, 1000), [0, 51, 64, 255]),  # 63.75
+        (b"P2 4 1 1000\n0 200 250 1000\n", [0, 51, 64, 255]),
+        (b"P4 4 1\n\xa0", [0, 255, 0, 255]),
+        (saved("I;16", DEEP, "JPEG2000"), SCALED),
+        (
+            saved("CMYK", [(0, 0, 0, 0), (255, 0, 0, 0), (0, 0, 255, 0), (9, 9, 9, 255)], "TIFF"),
+            [255] * 3 + [0] + [255] * 4 + [0] * 4,
+        ),
+    ],
+)
+def test_every_mode_is_scaled_to_8_bits_by_its_range(content, expected, tmp_path):
+    """Both for small images and for photographs."""
+    pixels = np.array(expected, np.uint8).reshape(1, 4, -1) * np.ones(3, np.uint8)
+    for part, name in itertools.product(("train", "test"), ("a", "b")):
+        path = tmp_path / "deep" / part / name / "0"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    assert data.load("deep", tmp_path).train.pixels[1].tolist() == pixels.tolist()
+    assert np.asarray(imagenet.open_image(path, 256)[0]).tolist() == pixels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "exact"),
+    [
+        (png(16, 2, struct.pack(">12H", *COLOURS)), [value / 257 for value in COLOURS]),
+        (saved("LAB", [(value, 128, 128) for value in (0, 255, 128, 192)], "TIFF"), np.repeat([0, 255, 119, 185], 3)),
+    ],
+)
+def test_colours_are_right_to_the_next_value(content, exact, tmp_path):
+    """Of 16 bits Pillow reads the upper 8; L* of 50.2 and 75.3 is 119 and 185.3 in sRGB (CIE 15, IEC 61966-2-1)."""
+    (tmp_path / "0").write_bytes(content)
+    pixels = np.asarray(imagenet.open_image(tmp_path / "0", 256)[0])
+    assert np.abs(pixels.ravel() - np.array(exact)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (tiff(b"II", 32, struct.pack("<4f", 0, 0.2, 0.5, 1), kind=3), "mode F of TIFF"),
+        (tiff(b"II", 32, struct.pack("<4I", 0, 1, 2, 2**32 - 1)), "mode I of TIFF"),
+        (tiff(b"MM", 16, BIG, kind=2), "mode I of TIFF"),
+        (tiff(b"II", 8, b"\x00\x01\x80\xff", kind=2), "mode L of TIFF"),
+        (b"Pf 4 1 -1.0\n" + struct.pack("<4f", 0, 0.2, 0.5, 1), "mode F of PPM"),
+        (FITS + struct.pack(">4h", 0, 4043, 19955, -1), "mode I;16 of FITS"),
+    ],
+)
+def test_values_without_a_known_range_are_refused_by_name(content, named, pets):
+    path = pets / "pets" / "train" / "cat" / "0.png"
+    path.write_bytes(content)
+    message = f"{named} has no known range of values: save it in 8 or 16 unsigned bits"
+    with pytest.raises(ValueError, match=f"train/cat/0.png cannot be read as an image .{message}.: replace or remove"):
+        data.load("pets", pets)
+    with pytest.raises(ValueError, match=message):
+        imagenet.open_image(path, 256)
 
 
 @pytest.mark.parametrize("name", ["../pets", "", "a/b", ".cache", "a" * 65, "a__b", "pets ", "döner", "-pets"])

@@ -5,13 +5,13 @@ import io
 import os
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from replication.data.batches import Dataset, Images
 from replication.engine import files
 from replication.engine.progress import progress_bar
 
-CACHE_VERSION = 1  # part of every cache key: to be raised when images are decoded differently
+CACHE_VERSION = 2  # part of every cache key: to be raised when images are decoded differently
 READING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
@@ -49,7 +49,7 @@ def _decode(paths, bar):
     for number, path in enumerate(paths):
         try:
             with Image.open(path) as image:
-                decoded = np.asarray(image.convert("RGB"))
+                decoded = np.asarray(to_rgb(image))
         except READING_ERRORS as error:
             raise ValueError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
         if pixels is None:
@@ -65,6 +65,27 @@ def _decode(paths, bar):
 def _size(image):
     """Width and height of pixels (H, W, 3), for error messages."""
     return f"{image.shape[1]}x{image.shape[0]}"
+
+
+def to_rgb(image):
+    """An open image in RGB with 8 bits a channel, without its transparency; 16 bits of grey are scaled and rounded.
+
+    Raises ValueError for values whose range is not known: signed, of 32 bits, or floating-point.
+    """
+    mode, tags = image.mode, image.tag_v2 if image.format == "TIFF" else {}
+    deep = (mode, image.format) == ("I", "PPM") or (mode[:4] == "I;16" and image.format in ("JPEG2000", "PNG", "TIFF"))
+    if (mode[0] in "IF" and not deep) or set(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))) != {1}:
+        raise ValueError(
+            f"mode {mode} of {image.format} has no known range of values: save it in 8 or 16 unsigned bits"
+        )
+    if deep:
+        values = np.asarray(image) / (2 ** tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0] - 1)
+        if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+            values = 1 - values
+        image = Image.fromarray(np.rint(255 * values).astype(np.uint8))
+    image.load()
+    image.info.pop("transparency", None)  # Pillow would warn that RGB has none
+    return image.convert("RGB")
 
 
 def list_images(folder, parts):

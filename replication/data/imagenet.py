@@ -19,7 +19,15 @@ import torch
 from PIL import Image
 
 from replication.data.batches import EpochSampler, HoldsOut, normalize, rank_slice
-from replication.data.folders import CACHE_VERSION, READING_ERRORS, list_images, read_cache, visible, write_cache
+from replication.data.folders import (
+    CACHE_VERSION,
+    READING_ERRORS,
+    list_images,
+    read_cache,
+    to_rgb,
+    visible,
+    write_cache,
+)
 from replication.engine.machine import cores, end_with_parent
 from replication.engine.progress import progress_bar
 
@@ -246,7 +254,7 @@ def open_image(path, side):
     with Image.open(path) as image:
         size = _size(image, side)
         image.draft(None, size)
-        return image.convert("RGB"), size
+        return to_rgb(image), size
 
 
 def _size(image, side):
