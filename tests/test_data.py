@@ -44,6 +44,29 @@ def test_a_folder_holds_its_files_pixels_and_labels(tmp_path):
         assert images.labels.tolist() == [pets.classes.index(path.parent.name) for path in paths]
 
 
+@pytest.mark.parametrize(
+    ("names", "expected", "told"),
+    [
+        ([str(number) for number in range(12)], [str(number) for number in range(12)], True),
+        (["9", "010", "1", "2"], ["1", "2", "9", "010"], True),
+        (["9", "10", "1e"], ["10", "1e", "9"], False),
+        (["10", "9", "-1"], ["-1", "10", "9"], False),
+        (["01", "10", "02"], ["01", "02", "10"], False),
+        ([str(number) for number in range(10)], [str(number) for number in range(10)], False),
+    ],
+)
+def test_classes_that_are_numbers_are_sorted_by_number(names, expected, told, tmp_path, capsys):
+    pixels = write_images(tmp_path / "pets", classes=names, train=1, test=1)
+    for progress in (False, True, True):
+        pets = data.load("pets", tmp_path, progress)
+        assert pets.classes == tuple(expected)
+        for name, image in zip(expected, pets.test.pixels, strict=True):
+            assert np.array_equal(image, pixels[tmp_path / "pets" / "test" / name / "0.png"])
+        assert pets.test.labels.tolist() == [*range(len(names))]
+    said = f"{tmp_path / 'pets'}: the classes are numbers and sorted as such: {', '.join(expected[:3])}, ...\n"
+    assert capsys.readouterr().out == (said if told else "")
+
+
 def test_mean_is_that_of_every_pixel_over_the_training_part(pets):
     dataset = data.load("pets", pets)
     total = [[[0.0] * 3 for _ in range(8)] for _ in range(8)]

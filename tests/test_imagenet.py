@@ -37,6 +37,23 @@ def test_classes_are_in_the_order_of_their_synsets(photographs):
             assert path.parts[-3:-1] == (part, dataset.classes[label])
 
 
+def test_classes_that_are_numbers_are_in_their_order_in_both_parts(photographs, capsys):
+    folder = photographs / "imagenet-small"
+    for path in folder.glob("*/n*"):
+        path.rename(path.with_name({"1": "10", "2": "9", "3": "0"}[path.name[-1]]))
+    for kept in (("train", "val"), ("val",)):  # weights of others are tested on val/ alone
+        if len(kept) == 1:
+            (folder / "train").rename(folder.parent / "elsewhere")
+        dataset = data.load("imagenet-small", photographs)
+        assert dataset.classes == ("0", "9", "10")
+        for path, label in zip(paths_of(dataset, dataset.test), dataset.test.labels, strict=True):
+            assert path.is_file()
+            assert path.parent.name == dataset.classes[label]
+    assert (
+        capsys.readouterr().out.count("imagenet-small: the classes are numbers and sorted as such: 0, 9, 10, ...") == 1
+    )
+
+
 def test_the_fingerprint_is_that_of_names_and_sizes(photographs):
     first = data.load("imagenet-small", photographs)
     assert data.load("imagenet-small", photographs).fingerprint == first.fingerprint

@@ -1,5 +1,6 @@
 """The data sets, by name: digits, CIFAR, folders of small images, and ImageNet."""
 
+import functools
 import re
 
 import numpy as np
@@ -28,7 +29,8 @@ def load(name, root="data", progress=True):
     ``<root>/<name>/{train,test}/<class>/*`` with images of one size, decoded once and cached in ``<root>/.cache``; or,
     if the name begins with ``imagenet``, torchvision's layout ``{train,val}/<wnid>/*``, whose images are read from
     their files in every epoch. ``imagenet-smoke`` is a small folder of that kind, created on first use.
-    ``progress``: show a bar while images are decoded.
+    Classes are sorted by name, or by number if all names are numbers.
+    ``progress``: show a bar while images are decoded, and say where sorting by number makes a difference.
     Raises TypeError or ValueError naming what is wrong with the name or the files, and the remedy.
     """
     root = files.folder("data", root)
@@ -42,7 +44,16 @@ def load(name, root="data", progress=True):
         imagenet.make_smoke_test(root / name)
     if not (root / name).is_dir():
         raise ValueError(_unknown(name, root))
-    return imagenet.load(name, root, progress) if is_imagenet(name) else load_folder(name, root, progress)
+    dataset = imagenet.load(name, root, progress) if is_imagenet(name) else load_folder(name, root, progress)
+    if progress and list(dataset.classes) != sorted(dataset.classes):
+        _say(f"{root / name}: the classes are numbers and sorted as such: {', '.join(dataset.classes[:3])}, ...")
+    return dataset
+
+
+@functools.cache
+def _say(line):
+    """Print a line, once in a process however often the data set is loaded."""
+    print(line, flush=True)
 
 
 def present(name, root="data"):

@@ -91,6 +91,7 @@ def to_rgb(image):
 def list_images(folder, parts):
     """The classes of a folder of images, and for each part its files as (path below the part, label, size, mtime).
 
+    Classes are sorted by name, and by number if all names are numbers: weights of others are right by number.
     Raises ValueError for a part that is missing, an empty class, fewer than two classes, or parts that differ in these.
     """
     names = {}  # {part: {class: [(file, size, mtime), ...]}}
@@ -98,6 +99,8 @@ def list_images(folder, parts):
         if not (folder / part).is_dir():
             raise ValueError(f"{folder} has no folder {part}/: put its images into {folder / part}/<class>/")
         names[part] = {name: visible(folder / part / name) for name, *_ in visible(folder / part, folders=True)}
+        if all(map(str.isdecimal, names[part])):
+            names[part] = dict(sorted(names[part].items(), key=lambda item: int(item[0])))
         for name, members in names[part].items():
             if not members:
                 raise ValueError(f"class {folder / part / name} is empty: put images into it or remove it")
