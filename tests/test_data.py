@@ -305,6 +305,24 @@ def test_values_without_a_known_range_are_refused_by_name(content, named, pets):
         imagenet.open_image(path, 256)
 
 
+@pytest.mark.parametrize("name", data.BUILT_IN)
+def test_a_folder_that_bears_a_built_in_name_is_refused(name, tmp_path, monkeypatch, offline):
+    write_images(tmp_path / name)
+    for _ in range(2):
+        assert data.present(name, tmp_path)
+        with pytest.raises(ValueError, match=f"{tmp_path / name}: '{name}' is the built-in data set, rename") as raised:
+            data.load(name, tmp_path)
+        assert f"another name, such as 'my-{name}'" in str(raised.value)
+        folders = [form.folder for form in cifar.FORMS.get(name, ())]
+        assert all(f"{folder}/" in str(raised.value) for folder in folders)
+        if folders and not (tmp_path / folders[0]).exists():
+            write_cifar(name, tmp_path, monkeypatch)  # also where the official files are there
+    assert not offline
+    (tmp_path / name).rename(tmp_path / f"my-{name}")
+    assert data.load(f"my-{name}", tmp_path).classes == ("cat", "dog")
+    assert len(data.load(name, tmp_path).classes) in (10, 100)
+
+
 @pytest.mark.parametrize("name", ["../pets", "", "a/b", ".cache", "a" * 65, "a__b", "pets ", "döner", "-pets"])
 def test_unsafe_names_are_refused(name, pets):
     with pytest.raises(ValueError, match="dataset"):

@@ -35,6 +35,12 @@ def load(name, root="data", progress=True):
     """
     root = files.folder("data", root)
     check_name(name)
+    if name in BUILT_IN and (root / name).is_dir():
+        forms = " or ".join(f"{form.folder}/" for form in cifar.FORMS.get(name, ()))
+        raise ValueError(
+            f"{root / name}: {name!r} is the built-in data set, rename or remove this folder. Your own images need "
+            f"another name, such as 'my-{name}'" + (f"; the official files go to {root}, as {forms}" if forms else "")
+        )
     if name == "digits":
         return _digits()
     if name in cifar.FORMS:
@@ -59,9 +65,7 @@ def _say(line):
 def present(name, root="data"):
     """Whether a data set is on this machine, so that ``load`` would neither download nor create it."""
     root = files.folder("data", root)
-    if name in cifar.FORMS:
-        return cifar.find(name, root) is not None
-    return name == "digits" or (root / name).is_dir()
+    return name == "digits" or (root / name).is_dir() or (name in cifar.FORMS and cifar.find(name, root) is not None)
 
 
 def check_name(name):
