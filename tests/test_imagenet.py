@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import write_photographs
 from PIL import Image
 from torchvision.transforms import v2
 
-from replication import data
+from replication import Run, data, evaluate, recipes, trainers
 from replication.data import imagenet
 
 
@@ -216,6 +217,52 @@ def test_an_unreadable_file_is_replaced_and_reported(damaged):
     failed = {path: error for *_, failures in batches for path, error in failures.items()}
     assert labels.tolist() == [0, 0, 1, 2, 2]
     assert list(failed) == ["val/n00000002/1.JPEG"]
+
+
+NAMES = {  # of files, and as they are listed
+    b"\xff\xfe": r"\udcff\udcfe",
+    b"caf\xe9": r"caf\udce9",
+    b"a\tb": r"a\tb",
+    rb"a\tb": r"a\\tb",
+    b"\na: b\r": r"\na: b\r",
+    b"\x1b[31m": r"\x1b[31m",
+    "\u202e'\"".encode(): r"\u202e\'" + '"',
+    "Bär 熊".encode(): "Bär 熊",
+}
+
+
+def test_an_unreadable_file_is_listed_once_whatever_its_name(tmp_path, monkeypatch):
+    write_photographs(tmp_path / "imagenet", classes=2, train=len(NAMES) + 1, val=len(NAMES) + 1, sizes=((40, 30),))
+    expected = {part: {f"{part}/n00000001/{name}" for name in NAMES.values()} for part in ("train", "val")}
+    for part, (number, name) in itertools.product(expected, enumerate(NAMES)):
+        path = tmp_path / "imagenet" / part / "n00000001" / f"{number}.JPEG"
+        path.write_bytes(path.read_bytes()[:300])
+        try:
+            path.rename(path.with_name(os.fsdecode(name)))
+        except OSError:
+            pytest.skip("this file system has no such names")
+    for _ in range(2):  # the second time from the cache
+        assert set(data.load("imagenet", tmp_path).unreadable()) == expected["train"]
+    monkeypatch.setitem(recipes.RECIPES, "smoke", replace(recipes.RECIPES["smoke"], iterations=1, batch=2, bn_batch=2))
+    record = trainers.train(Run("resnet-18", "imagenet", recipe="smoke"), tmp_path, tmp_path)
+    assert record.summary["unreadable"] == 2 * len(NAMES)
+    lines = (record.folder / "unreadable.txt").read_bytes().decode("utf-8").split("\n")
+    listed = [f"{tmp_path}/imagenet/{path}" for path in sorted(set.union(*expected.values()))]
+    assert [line.partition(": OSError: ")[0] for line in lines] == [*listed, ""]
+    dataset = data.load("imagenet", tmp_path)
+    stream = dataset.batches(18, seed=0, workers=0)
+    stream(0)
+    assert set(stream.unreadable) == expected["train"]
+    for view in evaluate.EVAL_PROTOCOLS.values():
+        failed = {}
+        for *_, failures in imagenet.read(dataset, dataset.test, view, workers=0):
+            failed |= failures
+        assert set(failed) == expected["val"]
+    path = tmp_path / "imagenet" / "train" / "n00000001" / os.fsdecode(b"caf\xe9")
+    size = path.stat().st_size
+    Image.new("RGB", (1, 1)).save(path, "GIF")
+    path.write_bytes(path.read_bytes().ljust(size, b"\0"))  # repaired, and names and sizes tell no difference
+    assert len(data.load("imagenet", tmp_path).unreadable()) == len(NAMES) - 1
 
 
 def test_a_repaired_file_is_read_again(damaged):

@@ -62,6 +62,11 @@ def _decode(paths, bar):
     return pixels
 
 
+def printable(text):
+    """A text as one line that can be printed and written as UTF-8: other characters are escaped."""
+    return repr(text)[1:-1]
+
+
 def _size(image):
     """Width and height of pixels (H, W, 3), for error messages."""
     return f"{image.shape[1]}x{image.shape[0]}"

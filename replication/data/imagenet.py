@@ -23,6 +23,7 @@ from replication.data.folders import (
     CACHE_VERSION,
     READING_ERRORS,
     list_images,
+    printable,
     read_cache,
     to_rgb,
     visible,
@@ -120,7 +121,7 @@ class ImageNet(HoldsOut):
         cache = self.root / ".cache" / f"{self.name}-{count}.npz"
         key = f"{CACHE_VERSION} {self.fingerprint} {count}"
         arrays = read_cache(cache, key)
-        if arrays is not None and not any(_readable(self.folder / name) for name in _failures(arrays)):
+        if arrays is not None and not self._repaired(_failures(arrays)):
             return arrays
         try:
             write_cache(cache.with_suffix(".test"), key, {})
@@ -150,6 +151,11 @@ class ImageNet(HoldsOut):
         arrays = {"mean": mean.astype(np.float32), "covariance": covariance, "unreadable": lines}
         write_cache(cache, key, arrays)
         return arrays
+
+    def _repaired(self, failures):
+        """Whether one of the training files that could not be read can be read now."""
+        names = map(os.fsdecode, self.train.paths.tolist() if failures else ())
+        return any(printable(name) in failures and _readable(self.folder / name) for name in names)
 
 
 def _failures(arrays):
@@ -225,8 +231,8 @@ class _TrainingCrops(torch.utils.data.Dataset):
 
 
 def _failure(name, error):
-    """An unreadable file as it is listed: its path below the data set's folder, and the error on one line."""
-    return name, f"{type(error).__name__}: {error}".replace("\n", " ").replace("\t", " ")
+    """An unreadable file as it is listed: its path below the data set's folder and the error, both printable."""
+    return printable(name), printable(f"{type(error).__name__}: {error}")
 
 
 def _too_many(path, error):
