@@ -265,6 +265,34 @@ def test_an_unreadable_file_is_listed_once_whatever_its_name(tmp_path, monkeypat
     assert len(data.load("imagenet", tmp_path).unreadable()) == len(NAMES) - 1
 
 
+@pytest.mark.parametrize(
+    ("size", "refused"),
+    [
+        ((600, 1), True),
+        ((1, 600), True),
+        ((2001, 100), True),
+        ((9, 181), True),
+        ((2000, 100), False),
+        ((9, 180), False),
+    ],
+)
+def test_a_strip_is_unreadable_in_training_mean_and_every_test(photographs, size, refused):
+    for part in ("train", "val"):
+        Image.new("RGB", size).save(photographs / "imagenet-small" / part / "n00000002" / "1.JPEG")
+    dataset = data.load("imagenet-small", photographs)
+    stream = dataset.batches(15, seed=0, workers=0)
+    stream(0)
+    words = f"ValueError: {size[0]}x{size[1]} pixels: one side is more than 20 times the other, crop it"
+    expected = {"train/n00000002/1.JPEG": words} if refused else {}
+    assert dataset.unreadable() == stream.unreadable == expected
+    expected = {"val/n00000002/1.JPEG": words} if refused else {}
+    for view in evaluate.EVAL_PROTOCOLS.values():
+        failed = {}
+        for *_, failures in imagenet.read(dataset, dataset.test, view, workers=0):
+            failed |= failures
+        assert failed == expected
+
+
 def test_a_repaired_file_is_read_again(damaged):
     root, train, _ = damaged
     assert data.load("imagenet-small", root).unreadable()

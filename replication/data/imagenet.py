@@ -36,6 +36,7 @@ CROP = 224  # side of a net's input, in pixels
 TRAIN_SIDES = (256, 480)  # range of the shorter side in training, both included
 TEST_SIDE = 256  # shorter side for crops at test time
 TEST_SIDES = (224, 256, 384, 480, 640)  # shorter sides for multi-scale testing
+MAX_RATIO = 20  # of the sides of an image: at five scales, longer ones would take gigabytes
 MAX_FAILURES = 100  # consecutive unreadable files: more than a few bad files, the disk may be gone
 
 
@@ -256,8 +257,13 @@ def open_image(path, side):
     """An image in RGB, and the (width, height) at which its shorter side is ``side``.
 
     JPEG is decoded at a half, a quarter or an eighth of its size if that is still large enough, which is much faster.
+    Raises ValueError for sides of a ratio above ``MAX_RATIO``, and what ``to_rgb`` raises.
     """
     with Image.open(path) as image:
+        if max(image.size) > MAX_RATIO * min(image.size):
+            raise ValueError(
+                f"{image.width}x{image.height} pixels: one side is more than {MAX_RATIO} times the other, crop it"
+            )
         size = _size(image, side)
         image.draft(None, size)
         return to_rgb(image), size
