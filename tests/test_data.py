@@ -145,6 +145,14 @@ def spoil_size(folder):
     Image.new("RGB", (12, 12)).save(folder / "test" / "dog" / "1.png")
 
 
+def spoil_first_size(folder):
+    Image.new("RGB", (12, 12)).save(folder / "train" / "cat" / "0.png")
+
+
+def spoil_pipe(folder):
+    os.mkfifo(folder / "train" / "cat" / "6.png")  # to read it would take for ever
+
+
 def spoil_test_size(folder):
     for path in (folder / "test").glob("*/*"):
         Image.new("RGB", (12, 12)).save(path)
@@ -175,6 +183,8 @@ def spoil_one_class(folder):
         (spoil_text, "train/cat/0.png cannot be read as an image .*replace or remove it"),
         (spoil_truncated, "train/cat/0.png cannot be read as an image .*replace or remove it"),
         (spoil_size, "test/dog/1.png is 12x12, .*test/cat/0.png is 8x8: resize"),
+        (spoil_first_size, "train/cat/0.png is 12x12, train/cat/1.png is 8x8: resize it, .* of one size$"),
+        (spoil_pipe, "train/cat/6.png is no file: move its images up and remove it$"),
         (spoil_test_size, "train has images of 8x8, test of 12x12: resize one"),
         (spoil_empty_class, "class .*train/eel is empty: put images into it or remove it"),
         (spoil_other_classes, r"only train has \['dog'\] and only test has \['eel'\]"),
@@ -187,6 +197,44 @@ def test_what_is_wrong_with_a_folder_is_said(pets, spoil, message):
     with pytest.raises(ValueError, match=message):
         data.load("pets", pets)
     assert not (pets / ".cache").exists()
+
+
+def test_all_that_is_wrong_with_a_folder_is_said_at_once(pets):
+    data.load("pets", pets)  # also where a cache is left
+    folder = pets / "pets"
+    Image.new("RGB", (8, 8)).save(folder / "test" / "dog" / "3.png")  # most of the part are of this size
+    for number in range(3):
+        (folder / "train" / "dog" / f"more{number}").mkdir()
+        (folder / "test" / f"list{number}.txt").write_text("a list")
+        (folder / "train" / "cat" / f"{number}.png").write_text("no image")
+        Image.new("RGB", (12, 12)).save(folder / "test" / "cat" / f"{number}.png")
+    with pytest.raises(ValueError, match="cannot be used") as raised:
+        data.load("pets", pets)
+    expected = [f"train/dog/more{number} is no file: move its images up and remove it" for number in range(3)]
+    expected += [f"test/list{number}.txt lies beside the class folders: move" for number in range(3)]
+    expected += [f"train/cat/{number}.png cannot be read as an image (cannot identify" for number in range(3)]
+    expected += ["test/cat/0.png is 12x12, test/dog/0.png is 8x8: resize it, all images must be of one size"]
+    for line, words in zip(
+        str(raised.value).split("\n  "), [f"{folder} cannot be used:", *expected, "and 2 more"], strict=True
+    ):
+        assert line.startswith(words)
+
+
+JUNK = ("Thumbs.db", "desktop.ini", "Desktop.ini", ".DS_Store", "._0.png", "@eaDir", "__MACOSX", "Icon\r", "#recycle")
+
+
+@pytest.mark.parametrize("name", ["pets", "imagenet-small"])
+def test_what_systems_leave_in_folders_is_skipped(name, pets, photographs):
+    before = data.load(name, pets)
+    for folder in [pets / name, *(pets / name).glob("*/"), *(pets / name).glob("*/*/")]:
+        for junk in JUNK:
+            if junk in ("@eaDir", "__MACOSX", "#recycle"):
+                (folder / junk / "0.png").mkdir(parents=True)
+            elif not (folder / junk).exists():  # "desktop.ini" is "Desktop.ini" on some file systems
+                (folder / junk).write_text("junk")
+    after = data.load(name, pets)
+    assert (after.classes, after.fingerprint) == (before.classes, before.fingerprint)
+    assert after.unreadable() == {}
 
 
 def test_an_unknown_data_set_is_answered_with_the_choices(pets):

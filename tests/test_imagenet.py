@@ -331,6 +331,14 @@ def flatten_val(folder):
         path.rmdir()
 
 
+def nest_classes(folder):
+    for path in list(folder.glob("*/*/*")):  # as Tiny ImageNet does
+        path.parent.joinpath("images").mkdir(exist_ok=True)
+        path.rename(path.parent / "images" / path.name)
+    for name in "abcde":
+        (folder / "val" / "n00000001" / name).mkdir()
+
+
 def remove_class(folder):
     (folder / "val" / "n00000001").rename(folder.parent / "elsewhere")
 
@@ -340,6 +348,7 @@ def remove_class(folder):
     [
         (remove_train, "has no folder train/: the mean of its images is needed"),
         (flatten_val, "has no folders <wnid>/: sort its images into them"),
+        (nest_classes, r"cannot be used:\n  train/n00000001/images is no file: move .*(\n.*){9}\n  and 1 more$"),
         (remove_class, r"only train has \['n00000001'\]"),
     ],
 )

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import stat
 import sys
 import warnings
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from replication.data.folders import (
     list_images,
     printable,
     read_cache,
+    refuse,
     to_rgb,
     visible,
     write_cache,
@@ -378,11 +380,12 @@ def load(name, root, progress=True):
     folder = root / name
     # Testing weights of others needs no training images.
     parts = ("train", "val") if (folder / "train").is_dir() else ("val",)
-    if (folder / "val").is_dir() and not visible(folder / "val", folders=True):
+    if (folder / "val").is_dir() and not any(stat.S_ISDIR(mode) for _, mode, *_ in visible(folder / "val")):
         raise ValueError(
             f"{folder / 'val'} has no folders <wnid>/: sort its images into them, as torchvision.datasets.ImageNet does"
         )
-    classes, listed = list_images(folder, parts)
+    classes, listed, faults = list_images(folder, parts)
+    refuse(folder, faults)
     digest = hashlib.sha256(repr(classes).encode())
     files = {"train": Files(np.array([], dtype="S1"), np.array([], dtype=np.int64))}
     for part in parts:
