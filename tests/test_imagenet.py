@@ -265,6 +265,13 @@ def test_an_unreadable_file_is_listed_once_whatever_its_name(tmp_path, monkeypat
     assert len(data.load("imagenet", tmp_path).unreadable()) == len(NAMES) - 1
 
 
+def test_values_without_a_known_range_are_unreadable_by_name(photographs):
+    path = photographs / "imagenet-small" / "train" / "n00000002" / "1.JPEG"
+    Image.fromarray(np.zeros((300, 300), np.float32)).save(path, "TIFF")
+    words = "ValueError: mode F of TIFF has no known range of values: save it in 8 or 16 unsigned bits"
+    assert data.load("imagenet-small", photographs).unreadable() == {"train/n00000002/1.JPEG": words}
+
+
 @pytest.mark.parametrize(
     ("size", "refused"),
     [
