@@ -1,7 +1,11 @@
+import importlib.util
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -127,3 +131,111 @@ def test_what_cannot_be_a_folder_is_refused(value, error):
 def test_folders_may_be_anywhere_and_need_not_be_there(tmp_path):
     for value in ("results", "../results", tmp_path / "not yet", "Résultats 結果"):
         assert files.folder("results", value).name == os.path.basename(value)
+
+
+@pytest.fixture
+def homes(tmp_path, monkeypatch):
+    """A home and variables of the environment, one of them empty and one with a "~"."""
+    for name, value in {"HOME": tmp_path, "PLACE": tmp_path / "a b", "AT_HOME": "~", "EMPTY": ""}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("NOWHERE", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("~", ""),
+        ("~/x", "x"),
+        (Path("~/x"), "x"),
+        ("$HOME", ""),
+        ("$HOME/x", "x"),
+        (Path("$HOME", "x"), "x"),
+        ("${PLACE}/x", "a b/x"),
+        ("${PLACE}/../x", "a b/../x"),
+        ("${PLACE}_2", "a b_2"),
+        ("$AT_HOME/x", "x"),
+    ],
+)
+def test_home_and_variables_are_replaced(value, expected, homes):
+    assert files.folder("results", value) == homes / expected
+
+
+@pytest.mark.parametrize("name", ["./~", "x~", "a/~/b"])
+def test_a_tilde_elsewhere_is_part_of_a_name(name):
+    assert files.folder("results", name) == files.root() / name
+
+
+def test_an_absolute_path_may_hold_a_dollar_sign(homes):
+    assert files.folder("results", homes / "a$NOWHERE") == homes / "a$NOWHERE"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("$NOWHERE/x", "the environment has no variable NOWHERE"),
+        ("x/${NOWHERE}", "the environment has no variable NOWHERE"),
+        (Path("$NOWHERE"), "the environment has no variable NOWHERE"),
+        ("$EMPTY/x", "the environment has no variable EMPTY"),
+        ("$HOMES", "the environment has no variable HOMES"),
+        ("${HOME", "the environment has no name after \\$"),
+        ("x$", "the environment has no name after \\$"),
+        ("$1/x", "the environment has no name after \\$"),
+        ("~nobody-of-this-name/x", "there is no such user"),
+        ("~~", "there is no such user"),
+    ],
+)
+def test_variables_and_users_that_there_are_not_are_refused(value, message, homes):
+    with pytest.raises(ValueError, match=rf"^results .*: {message}"):
+        files.folder("results", value)
+    assert list(homes.iterdir()) == []
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A repository, as far as it is needed to be recognized."""
+    folder = tmp_path / "above" / "réseau 1"
+    (folder / "results" / "mine").mkdir(parents=True)
+    (folder / "notebooks").mkdir()
+    (folder / "replication").mkdir()
+    (folder / "replication" / "models.py").touch()
+    return folder
+
+
+def installed(site, url=None):
+    """``engine.files`` as it is imported where pip copied the package to; ``url``: what pip was given."""
+    path = site / "replication" / "engine" / "files.py"
+    path.parent.mkdir(parents=True)
+    shutil.copy(files.__file__, path)
+    if url is not None:
+        (site / "replication-0.1.0.dist-info").mkdir()
+        (site / "replication-0.1.0.dist-info" / "direct_url.json").write_text(json.dumps({"url": url}))
+    spec = importlib.util.spec_from_file_location("installed_files", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("place", [".", "notebooks", "results", "results/mine"])
+def test_an_installed_package_finds_the_repository_above(place, checkout, tmp_path, monkeypatch):
+    monkeypatch.chdir(checkout / place)
+    module = installed(tmp_path / "site")
+    assert module.SOURCE == module.root() == checkout
+    monkeypatch.chdir(tmp_path)  # once found, it stays
+    assert module.folder("results", "results") == checkout / "results"
+
+
+def test_an_installed_package_finds_the_repository_that_it_was_installed_from(checkout, tmp_path, monkeypatch):
+    monkeypatch.chdir(checkout.parent)
+    assert installed(tmp_path / "site", checkout.as_uri()).root() == checkout
+
+
+@pytest.mark.parametrize("url", [None, "file:///nowhere/replication-0.1.0.whl", "https://example.org/replication.git"])
+def test_without_a_repository_the_current_folder_is_the_root(url, tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()  # of somebody else
+    (tmp_path / "course").mkdir()
+    monkeypatch.chdir(tmp_path / "course")
+    module = installed(tmp_path / "site", url)
+    assert (module.SOURCE, module.root()) == (tmp_path / "site", tmp_path / "course")
+    monkeypatch.chdir(tmp_path)
+    assert module.folder("results", "results") == tmp_path / "results"

@@ -4,20 +4,23 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import json
 import os
 import pickle
 import re
 import socket
+import string
 import time
 import uuid
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
 ABANDONED = 3600  # seconds after which a part of a file must be that of a killed process
-SOURCE = Path(__file__).parents[2]  # the repository, where this package runs from its source tree
 POLL_SECONDS = 0.2
 
 
@@ -25,22 +28,56 @@ class DamagedError(ValueError):
     """A file is not as it was written: cut off, altered, or missing."""
 
 
+def _find_source():
+    """The repository: around this package, else above the current folder, else where pip installed the package from."""
+    here = Path(__file__).parents[2]
+    origins = [json.loads(path.read_text())["url"] for path in here.glob("replication-*.dist-info/direct_url.json")]
+    for folder in (here, *(Path.cwd() / "any").parents, *(Path(url2pathname(urlsplit(url).path)) for url in origins)):
+        if (folder / "notebooks").is_dir() and (folder / "replication" / "models.py").is_file():
+            return folder
+    return here
+
+
+SOURCE = _find_source()  # once, wherever the process goes later; without a repository, the folder of the package
+
+
 def root():
-    """The folder that relative paths start from: the repository, or for an installed package the current folder."""
+    """The folder that relative paths start from: the repository, or the current folder where there is none."""
     return SOURCE if (SOURCE / "notebooks").is_dir() else Path.cwd()
 
 
-def folder(field, value):
-    """The absolute path of a folder, which need not be there yet; a relative one starts from the repository.
+def expanded(field, value):
+    """A path as text, with ``~`` and environment variables, such as ``$HOME``, replaced.
 
-    Raises TypeError or ValueError, naming the field, for what cannot be a folder: no path, an empty one, one that the
-    file system refuses, or one that leads to or through a file.
+    An absolute ``Path`` is taken as it is: it may be one of ours, with a "$" in the name of a folder.
+    Raises TypeError or ValueError, naming the field, for what is no path or an empty one, and for a user or variable
+    that there is not.
     """
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise TypeError(f"{field} {value!r}: give the path of a folder, such as '{field}'")
     text = os.fspath(value)
     if not text.strip() or not text.isprintable():
         raise ValueError(f"{field} {value!r}: give the path of a folder in printable characters, such as '{field}'")
+    if isinstance(value, Path) and value.is_absolute():
+        return text
+    try:  # an empty variable is as good as none: "$EMPTY/results" would be a folder of the root
+        text = string.Template(text).substitute({name: value for name, value in os.environ.items() if value})
+    except (KeyError, ValueError) as error:
+        missing = f"variable {error.args[0]}" if isinstance(error, KeyError) else "name after $"
+        raise ValueError(f"{field} {value!r}: the environment has no {missing}, set it or write the path out") from None
+    text = os.path.expanduser(text)
+    if text.startswith("~"):
+        raise ValueError(f"{field} {value!r}: there is no such user, write ~/ for your own folder or ./~ for a name")
+    return text
+
+
+def folder(field, value):
+    """The absolute path of a folder, which need not be there yet; a relative one starts from the repository.
+
+    Raises TypeError or ValueError, naming the field, as ``expanded`` does, and for what cannot be a folder: a path that
+    the file system refuses, or that leads to or through a file.
+    """
+    text = expanded(field, value)
     path = root() / text
     try:
         path.lstat()

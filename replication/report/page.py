@@ -20,7 +20,7 @@ from replication.report.tables import in_markdown, markdown, spread
 from replication.runs import records as run_records
 from replication.runs.records import by_conditions, ended, json_text, read_json
 
-ROOT = Path(__file__).parents[2]  # of the source tree, with its README, docs and notebooks
+ROOT = files.SOURCE  # with README, docs and notebooks
 HEAD = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
