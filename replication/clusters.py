@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from replication import data as datasets
+from replication.engine import files
 from replication.engine.machine import tune_malloc
 from replication.trainers import train
 
@@ -68,7 +69,7 @@ def train_elsewhere(run, data, fingerprint=None):
     Raises as ``train`` does, and ValueError for other images than those of the fingerprint.
     """
     tune_malloc()
-    data = Path(data).absolute()
+    data = Path(files.expanded("data", data)).absolute()
     if fingerprint not in (None, datasets.load(run.dataset, data, progress=False).fingerprint):
         raise ValueError(
             f"{run.dataset!r} in {data} on {platform.node()} holds other images than are here: put the same ones there"

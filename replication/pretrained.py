@@ -104,6 +104,7 @@ def _fitting(net, weights):
 
 def _read_weights(path):
     """The tensors of a checkpoint by name, named as in ``replication.models``, without the counters of batch norm."""
+    path = files.expanded("path", path)
     try:
         stored = files.load(path)
     except ValueError as error:
@@ -205,7 +206,7 @@ def check_options(label, options, imagenet):
         values |= options
         chosen = {option: choice(option, values.get(option), choices) for option, choices in CHOICES.items()}
         _check_inputs(options.get("inputs"))
-        if not isinstance(path, str) or not Path(path).is_file():
+        if not isinstance(path, str) or not Path(files.expanded("path", path)).is_file():
             raise ValueError(f"path {path!r}: there is no such file")
     except (TypeError, ValueError) as error:
         raise type(error)(f"weights {label!r}: {error}") from error
@@ -364,9 +365,10 @@ def _digest(paths):
     """SHA-256 over files of weights; None if one is missing."""
     digest = hashlib.sha256()
     for path in paths:
-        if path is None or not Path(path).is_file():
+        path = None if path is None else Path(files.expanded("path", path))
+        if path is None or not path.is_file():
             return None
-        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 

@@ -141,3 +141,8 @@ def test_a_run_elsewhere_leaves_nothing_and_gives_its_files(tmp_path, monkeypatc
     records.keep(run, contents, tmp_path)
     assert finished(run, tmp_path).summary["iterations"] == 22
     assert not (folder / "checkpoint.pt").exists()
+
+
+def test_a_variable_in_data_is_that_of_the_worker(pets, monkeypatch):
+    monkeypatch.setenv("PLACE", str(pets.parent))
+    assert clusters.train_elsewhere(Run("resnet-8", "pets", schedule=2e-5), "$PLACE/data")

@@ -506,3 +506,23 @@ def test_an_error_with_statistics_in_tuples_is_measured_once(photographs, tmp_pa
     assert pretrained.evaluations([], "imagenet-small", **arguments) == first
     assert "theirs" in first
     assert "not tested" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["~/a.th", "$PLACE/a.th", "${PLACE}/a.th"])
+def test_home_and_variables_in_the_path_of_weights_are_replaced(path, photographs, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    torch.save(models.cifar_net(8).state_dict(), tmp_path / "a.th")
+    options = {"net": "resnet-8", "zeros": "behind", "inputs": "ours"}
+    (found,) = pretrained.errors_of_others({"theirs": options | {"path": path}}, "digits")
+    (expected,) = pretrained.errors_of_others({"theirs": options | {"path": str(tmp_path / "a.th")}}, "digits")
+    assert found == expected
+    torch.save(models.imagenet_net(18, classes=3, shortcut="A").state_dict(), tmp_path / "a.th")
+    weights = {"theirs": {"net": "resnet-18", "path": path, "inputs": "ours"}}
+    arguments = {"data": photographs, "weights": weights, "ways": ["centre crop"], "folder": tmp_path}
+    assert "centre crop" in pretrained.evaluations([], "imagenet-small", **arguments)["theirs"]
+
+
+def test_an_undefined_variable_in_the_path_of_weights_is_refused():
+    with pytest.raises(ValueError, match=r"weights 'x': path '.NOT_SET/a.th': the environment has no variable NOT_SET"):
+        pretrained.check([], weights={"x": {"net": "resnet-18", "path": "$NOT_SET/a.th"}})
