@@ -1,12 +1,14 @@
 """Train one run from the command line: ``python -m replication resnet-50 --dataset imagenet``, or by torchrun."""
 
 import argparse
-import os
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 from replication import Run, trainers
+from replication.engine import files
 from replication.engine.machine import tune_malloc
+from replication.engine.workers import says_all
 
 
 def main():
@@ -23,13 +25,11 @@ def main():
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}", type=kinds.get(field.name, str), default=field.default
             )
-    # As in any shell, relative paths start from the current folder; what is left out is the repository's.
-    paths = {"type": os.path.abspath}
-    parser.add_argument("--results", **paths, help="folder of the records, seen by all machines; left out: results")
-    parser.add_argument("--data", **paths, help="folder of the data sets; left out: data")
+    parser.add_argument("--results", help="folder of the records, seen by all machines; left out: results")
+    parser.add_argument("--data", help="folder of the data sets; left out: data")
     values = vars(parser.parse_args())
-    results, data = values.pop("results") or "results", values.pop("data") or "data"
     try:
+        results, data = (_folder(name, values.pop(name)) for name in ("results", "data"))
         run = Run(**values)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
@@ -39,10 +39,19 @@ def main():
     except KeyboardInterrupt as interrupt:
         print(interrupt if interrupt.args else "Interrupted: the same command continues with what there is.")
         sys.exit(130)
+    except Exception as error:
+        if not says_all(error):
+            raise
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
     if record.diverged is None:
         print(f"{record.folder}: test error {record.summary['test_error']:.2f} %")
     else:
         print(f"{record.folder}: diverged")
+
+
+def _folder(name, value):
+    """As in any shell, relative paths start from the current folder; what is left out is the repository's."""
+    return name if value is None else files.folder(name, Path.cwd() / files.expanded(name, value))
 
 
 if __name__ == "__main__":

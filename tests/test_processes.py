@@ -17,7 +17,10 @@ import torch
 import torch.nn.functional as F
 
 from replication import Run, data, finished, models, recipes, run_all, trainers
+from replication.__main__ import main
 from replication.engine import files
+from replication.engine.workers import says_all
+from replication.runs import divisors
 
 SCHEDULE = 0.02  # 22 iterations on digits
 
@@ -244,6 +247,68 @@ def test_the_command_line_trains_a_run(tmp_path):
     refused = subprocess.run([*command, "--bn-batch", "100"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "bn_batch 100: choose a divisor of the batch of 128" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["resnet-21"], 2, "the nearest to yours is 20"),
+        (["resnet-8", "--results="], 2, "results '': give the path of a folder"),
+        (["resnet-8", "--results=$NOT_SET/x"], 2, "the environment has no variable NOT_SET"),
+        (["resnet-8", "--data", "~nobody-of-this-name"], 2, "data '~nobody-of-this-name': there is no such user"),
+        (["resnet-8", "--data", __file__], 2, f"{__file__} is a file, give the path of a folder"),
+        (["resnet-8", "--dataset", "nowhere"], 1, "dataset 'nowhere': choose digits"),
+        (["resnet-8", "--holdout", "5000"], 1, "holdout 5000: digits has 1437 training images, choose fewer"),
+    ],
+)
+def test_the_command_line_ends_in_the_message_of_an_error(options, status, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["replication", *options, *(["--data=d"] if "--data" not in options else [])])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == status
+    assert last.startswith("python -m replication: error: ")
+    assert message in last
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_replaces_home_and_starts_from_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    run = Run("resnet-8", schedule=0.001)
+    for results, expected in {"~/r": "home/r", "r": "r"}.items():
+        monkeypatch.setattr(sys, "argv", ["replication", "resnet-8", "--schedule=0.001", f"--results={results}"])
+        main()
+        assert finished(run, tmp_path / expected).folder.is_dir()
+
+
+def test_only_errors_that_say_all_are_shown_without_a_traceback(tmp_path):
+    def said(call):
+        try:
+            call()
+        except Exception as error:
+            return says_all(error)
+
+    record = Run("resnet-8").folder(tmp_path)
+    record.parent.mkdir(parents=True)
+    record.write_text("a file")
+    for call in (
+        lambda: Run("resnet-8", seed=-1),
+        lambda: Run(8),
+        lambda: data.load("nowhere"),
+        lambda: trainers.train(Run("resnet-8"), tmp_path),  # the system's own words
+        lambda: run_all([Run("resnet-8")], tmp_path),  # of a worker
+    ):
+        assert said(call) is True
+    for call in (
+        lambda: 1 / 0,
+        lambda: int("x"),
+        lambda: (tmp_path / "nowhere").read_text(),  # the caller's own
+        lambda: divisors("x"),  # a bug of this package
+        lambda: models.cifar_net(8)(None),
+    ):
+        assert said(call) is False
 
 
 def test_the_command_line_shows_a_bar_in_a_terminal_and_ends_it_when_interrupted(tmp_path):

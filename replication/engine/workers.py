@@ -30,7 +30,7 @@ try:
 except KeyboardInterrupt:
     pass
 """
-EXPECTED = (ValueError, TypeError, OSError, MemoryError)  # errors whose message says all there is to say
+PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
 class WorkerError(RuntimeError):
@@ -39,6 +39,18 @@ class WorkerError(RuntimeError):
 
 class WorkerDiedError(RuntimeError):
     """A worker ended before its function returned."""
+
+
+def says_all(error):
+    """Whether the message of an error says all there is to say: one that this package raises, or the system for it.
+
+    Any other is a bug, here or in the caller's code, and needs its traceback.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame.filename.startswith(PACKAGE) for frame in frames]
+    if isinstance(error, ValueError | TypeError | RuntimeError):
+        return any(ours) and ours[-1] and frames[-1].line.startswith("raise ")
+    return any(ours) and isinstance(error, OSError | MemoryError)
 
 
 class Worker:
@@ -149,7 +161,7 @@ def _outcome(call):
     try:
         return True, pickle.loads(call)()
     except Exception as error:
-        if not isinstance(error, EXPECTED):
+        if not says_all(error):
             traceback.print_exc()
         return False, f"{type(error).__name__}: {error}"
 
