@@ -82,7 +82,8 @@ class Run:
     def _fraction(self):
         value = self.schedule
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(f"schedule {value!r}: give a number above 0 and up to 1")
+            text = "; YAML takes 0.01 and 1.0e-2 for numbers, 1e-2 for text" if isinstance(value, str) else ""
+            raise TypeError(f"schedule {value!r}: give a number above 0 and up to 1{text}")
         if not 0 < value <= 1:  # false for NaN too
             raise ValueError(f"schedule {value!r}: choose a fraction of the recipe's iterations, above 0 and up to 1")
         return float(value)
@@ -157,7 +158,9 @@ def grid(nets, dataset="digits", seeds=(0,), **fields):
 def a_list(field, values):
     """``values`` if it is a list with at least one entry and none repeated, else a ValueError."""
     if not isinstance(values, list | tuple) or not values:
-        raise ValueError(f"{field} {values!r}: give a list such as [0, 1]; to papermill by -y '{field}: [0, 1]'")
+        entries = str(values).strip("[] ") if isinstance(values, str | int) else ""
+        example = f"[{entries or '0, 1'}]"
+        raise ValueError(f"{field} {values!r}: give a list such as {example}; to papermill by -y '{field}: {example}'")
     if len(set(map(str, values))) < len(values):
         raise ValueError(f"{field} {values!r}: an entry is repeated, name each once")
     return values
