@@ -100,18 +100,21 @@ def test_a_notebook_runs_in_its_own_folder_and_a_second_time_from_its_records(tm
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "message"),
+    ("name", "parameters", "message", "number"),
     [
-        ("2_plain_vs_residual", "depths: [20, 21]", "depth 21: a CIFAR net has 6n+2 layers"),
-        ("2_plain_vs_residual", "shedule: 0.1", "parameter 'shedule': choose"),
-        ("3_cifar_depths", "cluster: nowhere", "executor 'nowhere': no Dask scheduler answers there"),
+        ("2_plain_vs_residual", "depths: [20, 21]", "depth 21: a CIFAR net has 6n+2 layers", 3),
+        ("2_plain_vs_residual", "shedule: 0.1", "parameter 'shedule': choose", 3),
+        ("3_cifar_depths", "cluster: nowhere", "executor 'nowhere': no Dask scheduler answers there", 4),
     ],
 )
-def test_bad_parameters_fail_before_anything_is_written(name, parameters, message, tmp_path):
+def test_bad_parameters_fail_before_anything_is_written(name, parameters, message, number, tmp_path):
     done = papermill(name, tmp_path / "notebook.ipynb", f"{parameters}, results: {tmp_path / 'results'}")
     assert done.returncode != 0
     assert message in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["notebook.ipynb"]
+    (error,) = [output for output in outputs(tmp_path / "notebook.ipynb") if output.output_type == "error"]
+    assert error.traceback == [f"{error.ename}: {error.evalue}"]
+    assert done.stderr.rstrip().endswith(f'"In [{number}]":\n{error.traceback[0]}')
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -131,6 +134,67 @@ def test_notebooks_in_git_are_well_formed_and_carry_no_outputs(path):
     assert "results" in names
     if "run_all" in "".join(cell.source for cell in code):
         assert names >= {"dataset", "seeds", "schedule", "precision", "results", "data", "fresh"}
+
+
+def test_papermill_may_add_its_paths_beside_a_cell_of_the_users(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACE", str(tmp_path / "there"))
+    notebook = nbformat.read(ROOT / "notebooks" / "1_architectures.ipynb", 4)
+    notebook.cells[5:] = [nbformat.v4.new_code_cell("# Parameters\nmine, yours = 1, 2\nstart_notebook(globals())")]
+    (tmp_path / "course").mkdir()
+    nbformat.write(notebook, tmp_path / "course" / "copy.ipynb")
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "--inject-paths",
+        "copy.ipynb",
+        "done.ipynb",
+        "-p",
+        "results",
+        "$PLACE/r",
+    ]
+    done = subprocess.run(command, cwd=tmp_path / "course", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "there" / "r" / "1_architectures" / "figure_2.svg").exists()
+    assert "PAPERMILL_OUTPUT_PATH" in nbformat.read(tmp_path / "course" / "done.ipynb", 4).cells[2].source
+
+
+def test_errors_in_a_cell_are_one_message_and_bugs_keep_their_traceback(tmp_path):
+    results = tmp_path / "results"
+    (tmp_path / "file").touch()
+    broken = grid(["plain-20"])[0].folder(results)
+    broken.mkdir(parents=True)
+    (broken / "run.json").write_text("{")
+    (broken / "summary.json").write_text("{}")
+    cells = [cell.source for cell in nbformat.read(NOTEBOOKS[2], 4).cells if cell.cell_type == "code"]
+    manager, client = start_new_kernel(cwd=ROOT / "notebooks")
+    try:
+        for cell in (cells[0], f"results, depths = {str(results)!r}, [20]", cells[1]):
+            assert client.execute_interactive(cell, timeout=60)["content"]["status"] == "ok"
+
+        def shown(cell):
+            content = client.execute_interactive(cell, timeout=60, output_hook=lambda message: None)["content"]
+            return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(content["traceback"]))
+
+        assert shown("1\nrun_all([1])") == "TypeError: 1 is no Run: make one with Run(net, dataset, ...)"
+        assert shown(f"run_all(runs, {str(tmp_path / 'file')!r})").startswith("ValueError: results ")
+        assert shown(f"report.save_table(None, {str(tmp_path / 'file')!r})").startswith("FileExistsError: ")
+        first, *others = shown("run_all(runs[:1], results)").splitlines()
+        assert first.startswith("RunsFailedError: 1 of 1 runs failed")
+        assert [line.split(": ")[:2] for line in others] == [["  plain-20__digits__seed-0", "DamagedError"]]
+        for cell, last in {
+            "1 / 0": "ZeroDivisionError: division by zero",
+            "int('x')": "ValueError: invalid literal for int() with base 10: 'x'",
+            "raise ValueError('of a user')": "ValueError: of a user",
+            "report.errors(3)": "TypeError: 'int' object is not iterable",  # which no message of ours explains
+        }.items():
+            text = shown(cell)
+            assert "Traceback (most recent call last)" in text
+            assert f"----> 1 {cell}" in text
+            assert text.endswith(last)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 def test_every_notebook_is_run_by_these_tests():

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from papermill.translators import translate_parameters
 
 from replication import parameters
+from replication.engine import files
 
 NOTEBOOKS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))}
 # By parameter, what none of them may be: of another kind, or no choice.
@@ -71,6 +73,85 @@ def test_an_unknown_parameter_is_an_error_that_names_the_nearest():
     ]
     with pytest.raises(ValueError, match=r"parameter 'shedule': choose schedule, seeds \(did you mean 'schedule'\?\)"):
         parameters.start_notebook({"In": cells})
+
+
+OWN = 'results = "results"  # folder\nschedule = 1.0  # fraction\nseeds = [0]  # runs'
+START = "from replication import start_notebook\n\nstart_notebook(globals())"
+
+
+def given(**values):
+    """The cell of these parameters, by papermill itself."""
+    return translate_parameters("python3", "python", values, "Parameters").rstrip("\n")  # as IPython keeps it
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [OWN, given(PAPERMILL_INPUT_PATH="a.ipynb", PAPERMILL_OUTPUT_PATH="b.ipynb"), START],
+        [OWN, given(PAPERMILL_OUTPUT_PATH="b.ipynb", results="run #3", schedule=0.1), START],
+        # The notebook's own cell has that heading.
+        [f"# Parameters\n{OWN}", START],
+        [f"# Parameters\n{OWN}", given(seeds=[1]), START],
+        [f"# Parameters\n{OWN}", START, f"# Parameters\n{OWN}", START],
+        # A cell of the user's has it.
+        [OWN, "# Parameters\nrate = 0.3  # mine", START],
+        [OWN, given(seeds=[1]), START, "# Parameters\nrate, width = 0.3, 16", START],
+        [OWN, given(seeds=[1]), "# Parameters\nrate = 0.3", START],
+        [OWN, START, "# Parameters\nrate = 0.3", START],
+        [OWN, START, "# Parameters\nseeds = [1]\nrate = 0.3", START],
+        # Executed twice, or in another order.
+        [OWN, given(results="x", seeds=[1]), given(results="x", seeds=[1], schedule=0.1), START],
+        [OWN, given(seeds=[1]), START, "figure = 1", given(seeds=[2]), START],
+        [given(results="x", seeds=[1]), OWN, START, given(results="x", seeds=[1]), START],
+        [OWN, START, "figure = 1", given(seeds=[2]), START],
+        ["scratch = 1", given(seeds=[2]), OWN, START],
+        # Mended, after it was refused.
+        [OWN, given(shedule=0.1), START, OWN, START],
+        [OWN, given(shedule=0.1), START, given(schedule=0.1), START],
+        # No Python, or with types.
+        [OWN, "# Parameters\nschedule = = 0.1", START],
+        ["results: str = 'x'  # folder\nseeds: list = [0]  # runs", given(seeds=[1]), START],
+    ],
+)
+def test_cells_may_be_anyones_and_executed_in_any_order(cells):
+    parameters.start_notebook({"In": ["", *cells]})
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [OWN, given(shedule=0.1), START],
+        [OWN, given(results="x", shedule=0.1), START],
+        [OWN, given(PAPERMILL_INPUT_PATH="a.ipynb", shedule=float("nan")), START],
+        [f"# Parameters\n{OWN}", given(shedule=0.1), START],
+        ["%matplotlib inline", "scratch = 1", OWN, given(shedule=0.1), START],
+        [OWN, given(seeds=[1]), START, "# Parameters\nseeds = [1]\nshedule = 0.1", START],
+        [OWN, given(seeds=[1]), START, OWN, given(shedule=0.1), START],
+        ["results: str = 'x'  # folder\nschedule: float = 1.0  # fraction", given(shedule=0.1), START],
+    ],
+)
+def test_a_misspelt_parameter_is_found_wherever_its_cell_was_executed(cells):
+    with pytest.raises(ValueError, match=r"^parameter 'shedule': choose .*did you mean 'schedule'"):
+        parameters.start_notebook({"In": ["", *cells]})
+
+
+def test_folders_are_replaced_where_they_are_joined(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    namespace = {"results": "$PLACE/r", "output": "$PLACE/o", "data": "$PLACE/d"}
+    parameters.start_notebook(namespace)
+    assert namespace == {"results": f"{tmp_path}/r", "output": f"{tmp_path}/o", "data": "$PLACE/d"}
+    for name in namespace:
+        with pytest.raises(ValueError, match=f"^{name} '.NOT_SET/x': the environment has no variable NOT_SET"):
+            parameters.start_notebook({name: "$NOT_SET/x"})
+
+
+def test_without_a_repository_a_line_says_where_relative_folders_start(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "SOURCE", tmp_path / "site-packages")
+    parameters.start_notebook({})
+    assert capsys.readouterr().out == (
+        f"The repository is neither here nor above: relative folders start at {tmp_path}.\n"
+    )
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
