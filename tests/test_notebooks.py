@@ -133,7 +133,7 @@ def test_notebooks_in_git_are_well_formed_and_carry_no_outputs(path):
     names = {target.id for line in ast.parse(code[0].source).body for target in line.targets}
     assert "results" in names
     if "run_all" in "".join(cell.source for cell in code):
-        assert names >= {"dataset", "seeds", "schedule", "precision", "results", "data", "fresh"}
+        assert names >= {"dataset", "seeds", "schedule", "precision", "recipe", "results", "data", "fresh"}
 
 
 def test_papermill_may_add_its_paths_beside_a_cell_of_the_users(tmp_path, monkeypatch):
