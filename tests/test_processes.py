@@ -253,7 +253,7 @@ def test_the_command_line_trains_a_run(tmp_path):
     ("options", "status", "message"),
     [
         (["resnet-21"], 2, "the nearest to yours is 20"),
-        (["resnet-8", "--results="], 2, "results '': give the path of a folder"),
+        (["resnet-8", "--results="], 2, "results '': give a path in printable characters"),
         (["resnet-8", "--results=$NOT_SET/x"], 2, "the environment has no variable NOT_SET"),
         (["resnet-8", "--data", "~nobody-of-this-name"], 2, "data '~nobody-of-this-name': there is no such user"),
         (["resnet-8", "--data", __file__], 2, f"{__file__} is a file, give the path of a folder"),

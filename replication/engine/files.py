@@ -54,10 +54,10 @@ def expanded(field, value):
     that there is not.
     """
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
-        raise TypeError(f"{field} {value!r}: give the path of a folder, such as '{field}'")
+        raise TypeError(f"{field} {value!r}: give a path, such as '{field}'")
     text = os.fspath(value)
     if not text.strip() or not text.isprintable():
-        raise ValueError(f"{field} {value!r}: give the path of a folder in printable characters, such as '{field}'")
+        raise ValueError(f"{field} {value!r}: give a path in printable characters, such as '{field}'")
     if isinstance(value, Path) and value.is_absolute():
         return text
     try:  # an empty variable is as good as none: "$EMPTY/results" would be a folder of the root
