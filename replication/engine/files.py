@@ -32,7 +32,10 @@ def _find_source():
     """The repository: around this package, else above the current folder, else where pip installed the package from."""
     here = Path(__file__).parents[2]
     origins = [json.loads(path.read_text())["url"] for path in here.glob("replication-*.dist-info/direct_url.json")]
-    for folder in (here, *(Path.cwd() / "any").parents, *(Path(url2pathname(urlsplit(url).path)) for url in origins)):
+    above = []
+    with contextlib.suppress(FileNotFoundError):  # the current folder may have been removed
+        above = [Path.cwd(), *Path.cwd().parents]
+    for folder in (here, *above, *(Path(url2pathname(urlsplit(url).path)) for url in origins)):
         if (folder / "notebooks").is_dir() and (folder / "replication" / "models.py").is_file():
             return folder
     return here
