@@ -3,6 +3,8 @@
 import itertools
 import os
 from dataclasses import replace
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from replication import Run, data, evaluate, recipes, trainers
+from replication import Run, data, evaluate, trainers
 from replication.data import imagenet
 
 
@@ -388,3 +391,77 @@ def test_many_photographs_of_a_class_are_listed_in_the_order_of_their_names(tmp_
     dataset = data.load("imagenet", tmp_path)
     names = [path.name for path in paths_of(dataset, dataset.train)][:11]
     assert names == sorted(names)
+
+
+def kill(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave(_):
+    os._exit(0)
+
+
+def share_no_memory(_):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+
+def open_no_file(_):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+
+
+@pytest.mark.parametrize("fail", [kill, leave, share_no_memory, open_no_file])
+def test_a_reader_that_dies_or_cannot_send_is_an_error(photographs, fail):
+    """And no batch is waited for without end."""
+    dataset = data.load("imagenet-small", photographs)
+
+    def view(image):
+        if torch.utils.data.get_worker_info() is not None:
+            fail(image)
+        return imagenet.central_crop(image)
+
+    with pytest.raises(OSError, match=r"a process that reads photographs died .*: docker run --shm-size 16g"):
+        list(imagenet.read(dataset, dataset.train, view, batch=4, workers=2))
+
+
+def test_a_reader_that_dies_ends_training(photographs, tmp_path, monkeypatch):
+    run = Run("resnet-18", "imagenet-small", recipe="smoke")
+    monkeypatch.setattr(imagenet, "random_crop", lambda *_: os._exit(1))
+    with pytest.raises(OSError, match="a process that reads photographs died"):
+        trainers.train(run, tmp_path / "results", photographs)
+
+
+def test_too_little_shared_memory_is_refused(tmp_path):
+    """The folder is one of the disk's, with some free space."""
+    space = os.statvfs(tmp_path)
+    left = space.f_bavail * space.f_frsize
+    imagenet.check_shared_memory(left // 2, tmp_path)
+    imagenet.check_shared_memory(2**60, tmp_path / "not there")  # as on macOS
+    with pytest.raises(OSError, match=r"has [\d,]+ MiB left, but .* need 1,099,511,627,776 MiB\. .* --shm-size 16g"):
+        imagenet.check_shared_memory(2**60, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("view", "pixels"),
+    [
+        (imagenet.central_crop, 224**2),
+        (evaluate.ten_crop, 10 * 224**2),
+        (evaluate.multi_scale, sum(side * (side * 4 // 3) for side in (224, 256, 384, 480, 640))),
+    ],
+)
+def test_shared_memory_is_asked_for_the_batches_in_flight(photographs, monkeypatch, view, pixels):
+    """Two that each reader reads in advance and the one in use, or all there are; a pixel has three bytes."""
+    dataset, asked = data.load("imagenet-small", photographs), []
+    monkeypatch.setattr(imagenet, "check_shared_memory", asked.append)
+    for batch, workers in ((2, 1), (2, 2), (8, 2), (99, 1), (2, 0)):
+        next(imagenet.read(dataset, dataset.train, view, batch, workers))
+    assert asked == [3 * pixels * images for images in (3 * 2, 5 * 2, 2 * 8, 1 * 15)]
+
+
+def test_shared_memory_is_asked_for_the_training_batches_in_flight(photographs, monkeypatch):
+    dataset, asked = data.load("imagenet-small", photographs), []
+    assert dataset.unreadable() == {}  # the mean is cached
+    monkeypatch.setattr(imagenet, "check_shared_memory", asked.append)
+    for options in ({"iterations": None}, {"iterations": 9}, {"iterations": 2}, {"share": (1, 2)}):
+        batches(dataset, workers=2, **options)(1)
+    assert asked == [3 * 224**2 * images for images in (5 * 4, 5 * 4, 1 * 4, 5 * 2)]

@@ -1,9 +1,10 @@
 """ImageNet, and folders in its layout: reading images from their files, and making batches from them (section 3.4)."""
 
+import errno
 import hashlib
 import itertools
 import math
-import multiprocessing
+import multiprocessing.queues
 import os
 import shutil
 import signal
@@ -39,6 +40,9 @@ TRAIN_SIDES = (256, 480)  # range of the shorter side in training, both included
 TEST_SIDE = 256  # shorter side for crops at test time
 TEST_SIDES = (224, 256, 384, 480, 640)  # shorter sides for multi-scale testing
 MAX_RATIO = 20  # of the sides of an image: at five scales, longer ones would take gigabytes
+TYPICAL = (640, 480)  # width and height of a photograph, to estimate the size of its views
+AHEAD = 2  # batches that each reader reads in advance
+MORE = "In a container, give it more shared memory: docker run --shm-size 16g"
 MAX_FAILURES = 100  # consecutive unreadable files: more than a few bad files, the disk may be gone
 
 
@@ -192,8 +196,10 @@ class ImageNetBatches:
 
     def __call__(self, iteration):
         if iteration != self._next:
-            keys = self._keys(iteration)
-            self._iterator = _loader(self.reader, _collate_crops, keys, self.workers, pin_memory=self.mean.is_cuda)
+            keys, pin = self._keys(iteration), self.mean.is_cuda
+            size = self.batch // self.share[1] * CROP**2 * 3
+            count = None if self.iterations is None else self.iterations - iteration
+            self._iterator = _loader(self.reader, _collate_crops, keys, size, count, self.workers, pin)
         pixels, labels, shifts, failures = next(self._iterator)
         self._next = iteration + 1
         self.unreadable |= failures
@@ -308,7 +314,9 @@ def read(dataset, files, view, batch=32, workers=None):
     indices, in_a_row = range(len(files.labels)), 0
     batches = (indices[start : start + batch] for start in indices[::batch])
     reader = _Views(dataset.folder, files, view)
-    for pixels, shapes, labels, failures in _loader(reader, _collate_views, batches, workers):
+    size = min(batch, len(indices)) * sum(pixels.nbytes for pixels in view(Image.new("RGB", TYPICAL)))
+    count = math.ceil(len(indices) / batch)
+    for pixels, shapes, labels, failures in _loader(reader, _collate_views, batches, size, count, workers):
         for failure in failures:  # None for each image that was read
             in_a_row = 0 if failure is None else in_a_row + 1
             if in_a_row == MAX_FAILURES:
@@ -348,31 +356,67 @@ def _collate_crops(samples):
     return torch.stack(pixels), torch.tensor(np.array(labels)), torch.from_numpy(np.stack(shifts)), failures
 
 
-def _follow_parent(_):
+def _prepare_reader(_):
     """End with the training process; it finishes its iteration on an interrupt, and needs its readers for that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+    # Python would print why a batch could not be sent, and go on without it: it would be waited for without end.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_reader)
 
 
-def _loader(reader, collate, batches, workers=None, pin_memory=False):
-    """An iterator over what ``collate`` makes of the samples of ``reader``, for each list of keys in ``batches``."""
+def _end_reader(error, _):
+    print(f"A reader of photographs could not send a batch: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _loader(reader, collate, batches, size, count=None, workers=None, pin_memory=False):
+    """Yields what ``collate`` makes of the samples of ``reader``, for each list of keys in ``batches``.
+
+    size: bytes of the largest batch. count: of all batches (None: without end).
+    Raises OSError when shared memory is too small for the batches that are read in advance, and when a reader dies.
+    """
     workers = cores() if workers is None else workers
     if multiprocessing.current_process().daemon:
         workers = 0  # daemonic processes, such as Dask's workers, may not start others
+    if workers:
+        ahead = AHEAD * workers + 1  # and the batch in use
+        check_shared_memory(size * (ahead if count is None else min(ahead, count)))
     loader = torch.utils.data.DataLoader(
         reader,
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_follow_parent,
+        worker_init_fn=_prepare_reader,
         # Children that die with this process; any other start method puts a server in between, which does not.
         multiprocessing_context="fork" if workers and sys.platform.startswith("linux") else None,
     )
-    with warnings.catch_warnings():
-        # Python 3.12 and later warn about a fork in a process with threads; these children only read files.
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        return iter(loader)
+    try:
+        with warnings.catch_warnings():
+            # Python 3.12 and later warn about a fork in a process with threads; these children only read files.
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+            iterator = iter(loader)
+        yield from iterator
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise OSError(f"a process that reads photographs died ({error}): is there enough memory? {MORE}") from error
+
+
+def check_shared_memory(needed, folder="/dev/shm"):
+    """Raise OSError when ``folder``, the machine's shared memory, has less than the ``needed`` bytes left."""
+    try:
+        space = os.statvfs(folder)
+    except OSError:  # not Linux: shared memory is no folder there
+        return
+    left = space.f_bavail * space.f_frsize
+    if left < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{folder} has {left / 2**20:,.0f} MiB left, but photographs that are read in advance need "
+            f"{needed / 2**20:,.0f} MiB. {MORE}",
+        )
 
 
 def load(name, root, progress=True):
