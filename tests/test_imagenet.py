@@ -2,9 +2,9 @@
 
 import itertools
 import os
-from dataclasses import replace
 import resource
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from replication import Run, data, evaluate, recipes, trainers
-from replication import Run, data, evaluate, trainers
 from replication.data import imagenet
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import shutil
 import signal
@@ -323,3 +324,39 @@ def test_the_first_line_says_how_long_it_takes_and_what_shortens_it(pets, here, 
 
 def test_an_iteration_is_timed_on_the_net_that_is_trained():
     assert 0 < sweeps._iteration_seconds(Run("resnet-8", bn_batch=64), (8, 8)) < 60
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["first", "replacement"])
+def test_a_worker_that_starts_during_an_interrupt_trains_nothing(tmp_path, monkeypatch, replaced):
+    """Nor does one that takes the place of another."""
+    starting, count = threading.Event(), 1 + replaced
+
+    class Slow(workers.Worker):
+        def __init__(self):
+            nonlocal count
+            super().__init__()
+            count -= 1
+            if count == 0:
+                starting.set()
+                while not pool._interrupted:
+                    time.sleep(0.01)
+                time.sleep(0.1)  # the others are interrupted meanwhile
+
+    monkeypatch.setattr(workers, "Worker", Slow)
+    pool, called = workers.Workers(1), tmp_path / "called"
+    with contextlib.suppress(KeyboardInterrupt), pool:
+        futures = [pool.submit(os._exit, 1)] if replaced else []
+        futures.append(pool.submit(called.touch))
+        assert starting.wait(60)
+        raise KeyboardInterrupt
+    assert all(each.cancelled() or isinstance(each.exception(), workers.WorkerDiedError) for each in futures)
+    assert not called.exists()
+
+
+def test_an_idle_worker_is_not_called_after_an_interrupt(tmp_path):
+    pool, called = workers.Workers(1), tmp_path / "called"
+    pool.submit(time.sleep, 0).result()
+    pool._interrupted = True
+    assert isinstance(pool.submit(called.touch).exception(), workers.WorkerDiedError)
+    pool.shutdown()
+    assert not called.exists()

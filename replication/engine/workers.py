@@ -128,6 +128,8 @@ class Workers(Executor):
         if getattr(self._own, "worker", None) is None:
             self._own.worker = Worker()
             self._all.append(self._own.worker)
+        if self._interrupted:  # perhaps while this worker was started, too early for the interrupt to reach it
+            raise WorkerDiedError("it was interrupted before it began")
         return self._own.worker
 
     def shutdown(self, wait=True, *, cancel_futures=False):
