@@ -1,7 +1,9 @@
+import errno
 import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -104,6 +106,70 @@ def test_a_lock_is_waited_for_and_frees_itself_when_its_holder_dies(tmp_path, ca
     holder.wait()
     holder.stdout.close()
     assert f"the run is being trained by process {holder.pid} on " in capsys.readouterr().out
+
+
+NO_FLOCK = """
+#include <errno.h>
+#include <stdlib.h>
+int flock(int file, int operation) { errno = atoi(getenv("FLOCK_ERRNO")); return -1; }
+"""
+
+
+def without_flock(folder, error=errno.ENOSYS):
+    """The environment of a process whose file systems have no ``flock``: it fails with that error."""
+    if shutil.which("cc") is None or not sys.platform.startswith("linux"):
+        pytest.skip("no C compiler, or no LD_PRELOAD")
+    library = folder / "flock.so"
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-o", library, "-"]
+    subprocess.run(command, input=NO_FLOCK, text=True, check=True)
+    return os.environ | {"LD_PRELOAD": str(library), "FLOCK_ERRNO": str(error)}
+
+
+def held_by(lock, environment):
+    """A process that holds a lock."""
+    command = [sys.executable, "-W", "error", "-c", HOLDER, lock]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def killed(process):
+    with process:
+        process.kill()
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_has_the_same_ones(tmp_path, error):
+    lock, environment = tmp_path / "run.lock", without_flock(tmp_path, error)
+    first = held_by(lock, environment)
+    command = [sys.executable, "-W", "error", "-u", "-c", HOLDER, lock]
+    second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    line = f"the run is being trained by process {first.pid} on {socket.gethostname()}: waiting for it. "
+    assert second.stdout.readline() == f"{line}If it is gone, remove {lock}.held.\n"
+    killed(first)  # killed, and what it left is no hindrance
+    assert second.stdout.readline() == "held\n"
+    killed(second)
+
+
+def test_a_lock_of_another_machine_is_held_until_its_file_is_removed(tmp_path):
+    """Nobody here can know whether that process lives."""
+    lock, marker = tmp_path / "run.lock", tmp_path / "run.lock.held"
+    marker.write_text("1\nanother-machine\n")
+    command = [sys.executable, "-u", "-c", HOLDER, lock]
+    waiting = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=without_flock(tmp_path))
+    assert f"If it is gone, remove {marker}." in waiting.stdout.readline()
+    marker.unlink()
+    assert waiting.stdout.readline() == "held\n"
+    killed(waiting)
+
+
+def test_only_a_full_disk_is_told_to_free_space(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        OSError, match=r"a.lock cannot be written \(.*\); .* Choose a folder that can be written to"
+    ) as error:
+        files.acquire(tmp_path / "file" / "a.lock")
+    assert "Free some space" not in str(error.value)
 
 
 @pytest.mark.parametrize(

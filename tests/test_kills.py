@@ -11,16 +11,18 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
 
 import pytest
 import torch
+from test_files import without_flock
 
 from replication import Run, RunsFailedError, finished, recipes, run_all, trainers
 from replication.engine import checkpoint, files, machine
-from replication.runs import environment, recorder
+from replication.runs import environment, recorder, records
 
 SWEEP = [  # about 4 s on one core, among them a plateau, a warm-up, groups and held out images
     Run("resnet-8", schedule=0.2, precision="bfloat16", holdout=100),
@@ -361,3 +363,34 @@ def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     work([run], results, every=60)
     work([run], tmp_path / "undisturbed", every=60)
     assert left(run, results) == left(run, tmp_path / "undisturbed")
+
+
+TRAINING = """
+import sys
+from replication import Run, run_all, trainers
+run, results = Run("resnet-8", schedule=0.1), sys.argv[2]
+print([trainers.train(run, results)] if sys.argv[1] == "train" else run_all([run], results))
+"""
+
+
+def test_without_flock_a_killed_training_hinders_nobody(tmp_path):
+    """Neither the next call nor its own: a sweep replaces its worker."""
+    run, results, dead = Run("resnet-8", schedule=0.1), tmp_path / "results", None
+    flockless = without_flock(tmp_path)
+    for call in ("train", "sweep"):
+        process = subprocess.Popen([sys.executable, "-c", TRAINING, call, results], env=flockless)
+        while (trainer := trainer_of(run, results)) in (None, dead):
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(trainer, signal.SIGKILL)
+        assert process.wait() == {"train": -signal.SIGKILL, "sweep": 0}[call]
+        dead = trainer
+    assert finished(run, results).summary["iterations"] == 110
+
+
+def trainer_of(run, results):
+    """The process that trains a run, or did; None before there is one."""
+    try:
+        return int(records.lock(run, results).read_text().split()[1])
+    except (FileNotFoundError, IndexError):
+        return None

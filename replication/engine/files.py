@@ -17,11 +17,13 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 from safetensors.torch import load_file
 
 ABANDONED = 3600  # seconds after which a part of a file must be that of a killed process
 POLL_SECONDS = 0.2
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # as on some network file systems
 
 
 class DamagedError(ValueError):
@@ -119,10 +121,11 @@ def write(path, content, before=None):
 
 
 def _unwritable(path, error):
+    remedy = "Free some space, or choose" if error.errno in FULL else "Choose"
     return OSError(
         error.errno,
-        f"{path} cannot be written ({error.strerror or error}); what was there is untouched. Free some space, or "
-        "choose a folder that can be written to, and start again: what is finished is kept",
+        f"{path} cannot be written ({error.strerror or error}); what was there is untouched. {remedy} a folder that "
+        "can be written to, and start again: what is finished is kept",
     )
 
 
@@ -206,11 +209,19 @@ def acquire(path):
     """Take the lock of that name, a file; None while another process or thread holds it. The caller releases it.
 
     The operating system releases the lock of a process that dies. The file stays and names its last holder.
+    On a file system without locks a marker file beside it is the lock; that of a dead process of this machine is taken
+    over.
     """
-    lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        try:
+            lock = FileLock(path, fallback_to_soft=False)
+            lock.acquire(timeout=0)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            lock = SoftFileLock(_marker(path))  # its text, the owner, is filelock's
+            lock.acquire(timeout=0)
     except Timeout:
         return None
     except OSError as error:
@@ -218,6 +229,10 @@ def acquire(path):
     with contextlib.suppress(OSError):  # only shown to those who wait
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     return lock
+
+
+def _marker(path):
+    return path.with_name(f"{path.name}.held")
 
 
 @contextlib.contextmanager
@@ -242,4 +257,6 @@ def waiting(path, words):
         holder = path.read_text().strip()
     except OSError:
         holder = ""
-    return f"{words} by {holder or 'another process'}: waiting for it."
+    marker = _marker(path)
+    remedy = f" If it is gone, remove {marker}." if marker.exists() else ""  # it may have died on another machine
+    return f"{words} by {holder or 'another process'}: waiting for it.{remedy}"
