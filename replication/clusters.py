@@ -1,8 +1,10 @@
 """Training on a Dask cluster; its package ``distributed`` is an optional extra."""
 
 import contextlib
+import pickle
 import platform
 import tempfile
+import time
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from replication.engine.machine import tune_malloc
 from replication.trainers import train
 
 WAIT_SECONDS = 10  # for a scheduler to answer
+QUIET_SECONDS = 5  # without a worker, before saying so
+PATIENCE_SECONDS = 3600  # for a worker to come, or to come back
+POLL_SECONDS = 0.5
 RETRY = "start one with 'dask scheduler', workers with 'dask worker <address> --nthreads 1 --memory-limit 0'"
 
 
@@ -40,7 +45,7 @@ def connected(executor):
     Raises ValueError when ``distributed`` is not installed or no scheduler answers.
     """
     if not isinstance(executor, str):
-        yield _checked(executor._client if isinstance(executor, Executor) else executor)
+        yield executor._client if isinstance(executor, Executor) else executor
         return
     try:
         from distributed import Client
@@ -51,15 +56,75 @@ def connected(executor):
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise ValueError(f"executor {executor!r}: no Dask scheduler answers there ({error}): {RETRY}") from error
     try:
-        yield _checked(client)
+        yield client
     finally:
         client.close()
 
 
-def _checked(client):
-    if not client.nthreads():
-        print("The cluster has no workers yet: waiting for one.")
-    return client
+class NoWorkersError(OSError):
+    """A cluster has had no worker for too long."""
+
+
+class Watch:
+    """Looks for the workers of a cluster, or for those that are left of ``among``, a list of addresses.
+
+    A call gives their addresses. Without any it says so after ``QUIET_SECONDS``, once, and raises NoWorkersError after
+    ``PATIENCE_SECONDS``.
+    """
+
+    def __init__(self, client):
+        self.client, self.among, self.seen, self.said, self.when = client, None, time.monotonic(), False, "yet"
+
+    def __call__(self):
+        workers, now, patience = [], time.monotonic(), f"{PATIENCE_SECONDS / 60:g} minutes"
+        with contextlib.suppress(OSError):  # without its scheduler, a client ends by itself
+            workers = [worker for worker in self.client.nthreads() if self.among is None or worker in self.among]
+        if workers:
+            self.seen, self.said, self.when = now, False, "left"
+        elif now > self.seen + PATIENCE_SECONDS:
+            raise NoWorkersError(
+                f"the cluster has had no workers for {patience}: {RETRY}, and make the same call again"
+            )
+        elif now > self.seen + QUIET_SECONDS and not self.said:
+            self.said = True
+            print(f"The cluster has no workers {self.when}: waiting for one, for {patience}.", flush=True)
+        return workers
+
+
+def able(client):
+    """A ``Watch`` of the workers that have this package; waits for the first, and says which others have not.
+
+    Raises NoWorkersError, and ValueError when there are workers but none has the package.
+    """
+    watch = Watch(client)
+    while not watch():
+        time.sleep(POLL_SECONDS)
+    answers = client.run(portable(tune_malloc), on_error="return")
+    lacking = {worker: error for worker, error in answers.items() if isinstance(error, ImportError)}
+    if lacking:
+        watch.among = [worker for worker in answers if worker not in lacking]
+        if not watch.among:
+            raise ValueError(f"no worker of the cluster can train: {next(iter(lacking.values()))}")
+        for worker, error in lacking.items():
+            print(f"The worker {worker} is left out: {error}.", flush=True)
+    return watch
+
+
+def portable(function):
+    """The same function, for workers that may lack this package: there it raises ImportError.
+
+    Dask sends a function within a function by its code, others by their names, which would end such a worker.
+    """
+    content = pickle.dumps(function)
+
+    def call():
+        try:
+            function = pickle.loads(content)
+        except ImportError as error:
+            raise ImportError(f"{error} on {platform.node()}: install '.[dask]' of this repository there") from None
+        return function()
+
+    return call
 
 
 def train_elsewhere(run, data, fingerprint=None):

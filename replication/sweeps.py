@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -50,7 +51,7 @@ def run_all(runs, results="results", data="data", executor=None, processes=1, fr
     - the address of a Dask scheduler, such as "tcp://10.0.0.5:8786", or a Dask client. Its workers need this package,
       but not these folders: each trains in a folder of its own, finds its images in ``data`` from where it was started,
       and sends record and weights back, which are written here. What a worker that dies was training is tried again on
-      another. The bar counts runs when they are finished.
+      another; without any worker for an hour, what is left has failed. The bar counts runs when they are finished.
     - any other ``concurrent.futures`` executor whose workers are processes that see the same folders.
 
     With ``processes``, runs are trained one after the other, each by that many processes that share its batches.
@@ -188,17 +189,24 @@ def _train_here(runs, results, data, executor, processes):
         return _follow({pool.submit(trainers.train, run, results, data, processes): run for run in runs}, results, bar)
 
 
-def _train_there(runs, results, data, here, client):
+def _train_there(runs, results, data, here, client, attempts=3):
     """Train on the workers of a cluster, and write here what they send; {run: error} of those that failed."""
     images = _load([run for run in runs if datasets.present(run.dataset, here)], here)
     sizes = {run.dataset: UNKNOWN_SIZE[datasets.is_imagenet(run.dataset)] for run in runs}
     runs = _longest_first(runs, sizes | {name: dataset.size for name, dataset in images.items()})
     prints = {name: dataset.fingerprint for name, dataset in images.items()}
-    print(_training_line(runs, images, min(len(client.nthreads()), len(runs))))
-    pool = client.get_executor(pure=False)  # every call is a new one
+    watch = clusters.able(client)
+    print(_training_line(runs, images, min(len(watch()), len(runs))))
+    pool = client.get_executor(pure=False, workers=watch.among)  # every call is a new one
     with _bar(runs) as bar:
-        futures = {pool.submit(clusters.train_elsewhere, run, str(data), prints.get(run.dataset)): run for run in runs}
-        return _follow(futures, results, bar, lambda run, contents: records.keep(run, contents, results))
+        calls = {run: partial(clusters.train_elsewhere, run, str(data), prints.get(run.dataset)) for run in runs}
+        futures = {pool.submit(clusters.portable(call)): run for run, call in calls.items()}
+        errors = _follow(futures, results, bar, lambda run, contents: records.keep(run, contents, results), watch)
+    again = [run for run, error in errors.items() if isinstance(error, ImportError)]  # of workers that came later
+    if again and attempts > 1:
+        others = {run: error for run, error in errors.items() if run not in again}
+        return others | _train_there(again, results, data, here, client, attempts - 1)
+    return errors
 
 
 def _training_line(runs, images, lanes, seconds=None):
@@ -248,8 +256,11 @@ def _bar(runs):
     return progress_bar(total, runs[0].id if len(runs) == 1 else f"{len(runs)} runs", "iterations")
 
 
-def _follow(futures, results, bar, keep=lambda run, value: None):
-    """Wait for the runs, show how far they are, ``keep`` what they return; {run: error} of those that failed."""
+def _follow(futures, results, bar, keep=lambda run, value: None, watch=lambda: None):
+    """Wait for the runs, show how far they are, ``keep`` what they return; {run: error} of those that failed.
+
+    A NoWorkersError of ``watch``, which is called now and then, is the error of all that are left.
+    """
     errors, left = {}, set(futures)
     try:
         while left:
@@ -263,10 +274,12 @@ def _follow(futures, results, bar, keep=lambda run, value: None):
                 else:
                     keep(run, future.result())
             _show(futures.values(), results, bar)
-    except BaseException:
+            watch()
+    except clusters.NoWorkersError as error:
+        errors |= {futures[future]: error for future in left}
+    finally:
         for future in left:  # what has not started will not
             future.cancel()
-        raise
     return errors
 
 

@@ -1,4 +1,6 @@
+import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -85,6 +87,93 @@ def test_a_worker_that_dies_loses_no_run(cluster, tmp_path):
     assert len(list(tmp_path.glob("results/runs/*/summary.json"))) == 8
     assert [record.run for record in records] == sweep
     assert {record.summary["iterations"] for record in records} == {220}
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(clusters, "QUIET_SECONDS", 1)
+    monkeypatch.setattr(clusters, "PATIENCE_SECONDS", 6)
+
+
+def workers_of(address):
+    """How many workers a cluster has."""
+    from distributed import Client
+
+    with Client(address, set_as_default=False) as client:
+        return len(client.nthreads())
+
+
+def stop(workers, address, left=0):
+    for worker in workers:
+        worker.kill()
+    until(lambda: workers_of(address) == left, "a worker that was killed is still there")
+
+
+def test_a_sweep_that_loses_its_last_worker_says_so_and_ends(cluster, tmp_path, impatient, capsys):
+    """What was finished is kept."""
+    address, workers = cluster
+    stop(workers[:1], address, left=1)
+    sweep = grid(["resnet-8"], seeds=list(range(4)), schedule=0.3)
+    with ThreadPoolExecutor(1) as beside:
+        training = beside.submit(run_all, sweep, tmp_path / "results", executor=address)
+        until(lambda: list(tmp_path.glob("results/runs/*/summary.json")), "no run was finished")
+        workers[1].kill()
+        error = training.exception(timeout=WAIT)
+    kept = sum(finished(run, tmp_path / "results") is not None for run in sweep)
+    assert 1 <= kept < 4
+    assert isinstance(error, RunsFailedError)
+    assert (
+        str(error).count("NoWorkersError: the cluster has had no workers for 0.1 minutes: start one with") == 4 - kept
+    )
+    assert capsys.readouterr().out.count("The cluster has no workers left: waiting for one, for 0.1 minutes.") == 1
+
+
+def test_a_cluster_that_never_has_a_worker_is_waited_for_as_long(cluster, tmp_path, impatient, capsys):
+    address, workers = cluster
+    stop(workers, address)
+    with pytest.raises(clusters.NoWorkersError, match=r"no workers for 0.1 minutes: start one with 'dask scheduler'"):
+        run_all([Run("resnet-8")], tmp_path / "results", executor=address)
+    assert capsys.readouterr().out == "The cluster has no workers yet: waiting for one, for 0.1 minutes.\n"
+    assert not (tmp_path / "results").exists()
+
+
+LACKING = """
+import sys
+sys.modules[sys.argv.pop()] = None
+from distributed.cli.dask_worker import main
+main()
+"""
+
+
+@contextlib.contextmanager
+def worker_without(module, address, folder):
+    """A third worker, to which that module is missing."""
+    options = [address, "--no-nanny", "--no-dashboard", "--nthreads", "1", module]
+    process = started([sys.executable, "-c", LACKING, *options], folder)
+    until(lambda: workers_of(address) == 3, "no third worker")
+    yield
+    process.terminate()
+    process.wait(timeout=WAIT)
+
+
+@pytest.mark.parametrize(("module", "late"), [("replication", False), ("replication", True), ("torch", False)])
+def test_a_worker_that_lacks_the_package_is_left_out(cluster, tmp_path, capsys, monkeypatch, module, late):
+    """Also one that comes when runs have been sent already; without any other, nothing is trained."""
+    address, workers = cluster
+    results, able = tmp_path / "results", clusters.able
+    sweep = grid(["resnet-8"], seeds=list(range(6)), schedule=SCHEDULE)
+    with worker_without(module, address, tmp_path / "third"):
+        if late:
+            looks = iter([clusters.Watch])
+            monkeypatch.setattr(clusters, "able", lambda client: next(looks, able)(client))
+        assert len(run_all(sweep, results, executor=address)) == 6
+        said = capsys.readouterr().out
+        assert re.findall(r"The worker (.*) is left out: .*: install '.\[dask\]' of this repository there\.", said)
+        monkeypatch.setattr(clusters, "able", able)
+        stop(workers, address, left=1)
+        with pytest.raises(ValueError, match=r"no worker of the cluster can train: .*: install '.\[dask\]' of this"):
+            run_all(sweep, tmp_path / "again", executor=address)
+    assert not (tmp_path / "again").exists()
 
 
 def test_images_are_those_that_the_caller_has(cluster, tmp_path, monkeypatch):

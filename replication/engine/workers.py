@@ -154,8 +154,9 @@ def serve(connection: Connection):
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
         while (call := calls.get()) is not None:
             busy.set()
-            connection.send(_outcome(call))
-            busy.clear()
+            outcome = _outcome(call)
+            busy.clear()  # first: the caller may go as soon as it has the outcome
+            connection.send(outcome)
 
 
 def _outcome(call):
