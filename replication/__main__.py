@@ -1,21 +1,52 @@
-"""Train one run from the command line: ``python -m replication resnet-50 --dataset imagenet``, or by torchrun."""
+"""The command line: ``python -m replication resnet-50 --dataset imagenet`` trains a run, also by torchrun.
+
+``python -m replication verify <run id>`` trains the beginning of a finished run again and compares it with its record.
+"""
 
 import argparse
 import sys
 from dataclasses import fields
 from pathlib import Path
 
-from replication import Run, trainers
+from replication import Run, trainers, verify
 from replication.engine import files
 from replication.engine.machine import tune_malloc
 from replication.engine.workers import says_all
+from replication.runs import records
+
+PROGRAM = "python -m replication"
 
 
 def main():
+    try:
+        verify_record(sys.argv[2:]) if sys.argv[1:2] == ["verify"] else train()
+    except Exception as error:
+        if not says_all(error):
+            raise
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def verify_record(arguments):
+    """The subcommand ``verify``; its exit status is 0 for a record that is confirmed, 1 for any other."""
     parser = argparse.ArgumentParser(
-        "python -m replication",
+        f"{PROGRAM} verify", description="Train the beginning of a finished run again and compare it with its record."
+    )
+    parser.add_argument("run", help="its id: the name of its folder in results/runs or results/published/runs")
+    parser.add_argument("--rows", type=int, default=1, help="of the history, each a hundredth of the run; left out: 1")
+    values = vars(_parse_with_folders(parser, arguments))
+    results, data = (_folder(name, values[name]) for name in ("results", "data"))
+    found = verify.verify(records.by_id(values["run"], results), data, values["rows"])
+    print(found)
+    sys.exit(1 if found.differences else 0)
+
+
+def train():
+    parser = argparse.ArgumentParser(
+        PROGRAM,
         description="Train one run, or go on with it, and leave its record in <results>/runs/<run id>/.",
-        epilog="By torchrun, all of its processes share every batch: torchrun --nproc-per-node 8 -m replication ...",
+        epilog="By torchrun, all of its processes share every batch: torchrun --nproc-per-node 8 -m replication ... "
+        f"{PROGRAM} verify <run id> trains the beginning of a finished run again and compares.",
     )
     parser.add_argument("net", help='such as "plain-34", "resnet-34-B" or "resnet-50"')
     kinds = {"seed": int, "schedule": float, "holdout": int, "bn_batch": int}
@@ -25,9 +56,7 @@ def main():
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}", type=kinds.get(field.name, str), default=field.default
             )
-    parser.add_argument("--results", help="folder of the records, seen by all machines; left out: results")
-    parser.add_argument("--data", help="folder of the data sets; left out: data")
-    values = vars(parser.parse_args())
+    values = vars(_parse_with_folders(parser))
     try:
         results, data = (_folder(name, values.pop(name)) for name in ("results", "data"))
         run = Run(**values)
@@ -39,14 +68,16 @@ def main():
     except KeyboardInterrupt as interrupt:
         print(interrupt if interrupt.args else "Interrupted: the same command continues with what there is.")
         sys.exit(130)
-    except Exception as error:
-        if not says_all(error):
-            raise
-        parser.exit(1, f"{parser.prog}: error: {error}\n")
     if record.diverged is None:
         print(f"{record.folder}: test error {record.summary['test_error']:.2f} %")
     else:
         print(f"{record.folder}: diverged")
+
+
+def _parse_with_folders(parser, arguments=None):
+    parser.add_argument("--results", help="folder of the records, seen by all machines; left out: results")
+    parser.add_argument("--data", help="folder of the data sets; left out: data")
+    return parser.parse_args(arguments)
 
 
 def _folder(name, value):

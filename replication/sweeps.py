@@ -59,11 +59,11 @@ def run_all(runs, results="results", data="data", executor=None, processes=1, fr
     is waited for. A run that diverged is finished: its record says so. An interrupt leaves checkpoints of what is being
     trained on this machine: the same call resumes from them.
 
-    Raises TypeError or ValueError before anything is trained or written when an entry is no ``Run``, a folder cannot be
-    one, a data set cannot be loaded, ``processes`` cannot share a batch, a finished run was made from other images than
-    are there now or by other code, no Dask scheduler answers, or none of its workers has this package; NoWorkersError, an
-    OSError, when no worker comes; RunsFailedError, naming each failed run and its error, after all others are finished. A
-    damaged record fails its run: nothing is trained over it.
+    Raises TypeError or ValueError before anything is trained or written when an entry is no ``Run``, a folder
+    cannot be one, a data set cannot be loaded, ``processes`` cannot share a batch, a finished run was made from
+    other images than are there now or by other code, no Dask scheduler answers, or none of its workers has this
+    package; NoWorkersError, an OSError, when no worker comes; RunsFailedError, naming each failed run and its
+    error, after all others are finished. A damaged record fails its run: nothing is trained over it.
     """
     runs, on_cluster = _as_list(runs), clusters.is_one(executor)
     results, here = files.folder("results", results), files.folder("data", data)

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "verify": {"engine", "data", "runs", "trainers"},
     "report": {"engine", "paper", "runs"},
     "benchmark": {"engine", "data", "paper", "runs", "trainers", "sweeps", "report"},
-    "__main__": {"engine", "runs", "trainers"},
+    "__main__": {"engine", "runs", "trainers", "verify"},
 }
 
 

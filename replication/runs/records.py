@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from replication.engine import checkpoint, files
+from replication.engine.checks import nearest
 from replication.engine.files import DamagedError
 from replication.measure import SIGNALS
 from replication.recipes import RECIPES, own_recipe
@@ -174,6 +175,19 @@ def finished_or_published(run, results="results"):
     """The run's record in ``results`` or, where it has none there, the one published with this repository, or None."""
     record = finished(run, results)
     return record if record is not None or PUBLISHED is None else finished(run, PUBLISHED)
+
+
+def by_id(name, results="results"):
+    """The record of a finished run by its id, from ``results`` or those published with this repository.
+
+    Raises ValueError where there is none, naming the nearest id, and as ``finished`` does.
+    """
+    folders = [files.folder("results", results), *([] if PUBLISHED is None else [PUBLISHED])]
+    known = {path.parent.name: path.parent for folder in folders[::-1] for path in folder.glob("runs/*/summary.json")}
+    if name not in known:
+        where = " or ".join(str(folder / "runs") for folder in folders)
+        raise ValueError(f"run {name!r}: there is no such finished run in {where}{nearest(name, known)}")
+    return _opened(known[name])
 
 
 def is_published(record):
