@@ -191,7 +191,7 @@ def _move_zeros_behind(net, weights):
 
 
 def check_options(label, options, imagenet):
-    """The options of ``load_net`` with defaults filled in, the net as a ``NetName``; raises as ``load_net`` does."""
+    """The options of ``load_others``, the defaults filled in, the net as a ``NetName``; raises as it does."""
     if not isinstance(options, dict):
         raise TypeError(f"weights {label!r}: give its options, such as {{'net': 'resnet-20', 'path': 'file.pth'}}")
     try:
@@ -229,7 +229,7 @@ def _check_inputs(value):
         raise ValueError(f"inputs {value!r}: choose {', '.join(INPUTS)} or {own}{nearest(value, INPUTS)}")
 
 
-def load_net(label, options, dataset):
+def load_others(label, options, dataset):
     """A net with weights trained by others, to be tested on ``dataset``: a ``NormalizedNet`` on this machine's device.
 
     options: ``net``, a name of the paper's; ``path`` of the checkpoint; ``inputs``, how it was trained to see pixels:
@@ -259,7 +259,7 @@ def load_net(label, options, dataset):
 def errors_of_others(weights, dataset, data="data", precision="float32"):
     """Single-view test errors in percent of weights trained by others, on a data set of small images.
 
-    weights: {label: options of ``load_net``}. Returns [{"net": label, "parameters": ..., "test_error": ...}].
+    weights: {label: options of ``load_others``}. Returns [{"net": label, "parameters": ..., "test_error": ...}].
     """
     check((), weights=weights, imagenet=False)
     if not weights:
@@ -267,7 +267,7 @@ def errors_of_others(weights, dataset, data="data", precision="float32"):
     loaded, rows = datasets.load(dataset, data), []
     pixels, labels = (torch.from_numpy(part).split(500) for part in loaded.test)
     for label, options in weights.items():
-        net, mean, std = load_net(label, options, loaded)
+        net, mean, std = load_others(label, options, loaded)
         inputs = (normalize(part.to(mean.device), mean, std) for part in pixels)
         batches = ((views, classes.to(mean.device), {}) for views, classes in zip(inputs, labels, strict=True))
         with evaluate.deterministic():
@@ -305,7 +305,7 @@ def evaluations(
     """Errors on an ``ImageNet`` of runs, of weights trained by others and of an ensemble of runs (Tables 2 to 5).
 
     Returns {name: {way: {"top1": ..., "top5": ...}, "images": ..., "unreadable": ..., ...}}, errors in percent. Names
-    are run ids, the labels of ``weights`` ({label: options of ``load_net``}) and "ensemble". ``ways``: keys of
+    are run ids, the labels of ``weights`` ({label: options of ``load_others``}) and "ensemble". ``ways``: keys of
     ``EVAL_PROTOCOLS``. ``ensemble``: names of nets; the first run of each is a member.
 
     Each error is measured once. A run's are kept in ``evaluation.json`` beside its record, all others in
@@ -386,9 +386,9 @@ def _measure(pending, sources, images, way, precision):
 
 
 def _load_source(name, source, images):
-    """The net of a record, or that of the options of ``load_net``."""
+    """The net of a record, or that of the options of ``load_others``."""
     if isinstance(source, dict):
-        return load_net(name, source, images)
+        return load_others(name, source, images)
     net = load_weights(source.run.name.build(len(images.classes)), source.weights)
     mean = torch.from_numpy(images.hold_out(source.run.holdout).mean)
     return NormalizedNet(net.to(_device()), mean.to(_device()))

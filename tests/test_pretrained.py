@@ -350,7 +350,7 @@ def test_weights_of_others_are_a_row_of_their_own(tmp_path, inputs, mean, std):
         wrong = net(normalized).argmax(1).numpy() != digits.test.labels
     assert theirs["test_error"] == pytest.approx(100 * wrong.mean(), abs=0.3)
     assert theirs["test_error"] != ours["test_error"]
-    loaded = pretrained.load_net("theirs", weights["theirs"], digits)
+    loaded = pretrained.load_others("theirs", weights["theirs"], digits)
     assert loaded.mean.tolist() == pytest.approx([255 * value for value in mean])
     assert loaded.std.tolist() == pytest.approx(std)
     assert theirs["parameters"] == sum(value.numel() for value in net.parameters())
