@@ -47,6 +47,23 @@ def test_damage_is_named_and_the_record_refused(record, tmp_path, capsys, name, 
     assert record.folder.exists()
 
 
+def test_weights_are_checked_only_by_name_and_may_be_missing(record, tmp_path):
+    """They are large, and not all records have them here."""
+    names = ["weights.pt", "weights.safetensors"]
+    for name in names:
+        (record.folder / name).write_bytes(b"weights")
+    records.write_summary(record.folder, record.summary)
+    records.check_sums(record.folder, names)
+    assert [found.run for found in all_finished(tmp_path, having=names[1])] == [record.run]
+    (record.folder / names[1]).write_bytes(b"altered")
+    with pytest.raises(records.DamagedError, match=r"weights.safetensors is not what SHA256SUMS says"):
+        records.check_sums(record.folder, names)
+    assert finished(record.run, tmp_path).run == record.run
+    (record.folder / names[1]).unlink()
+    assert finished(record.run, tmp_path).run == record.run
+    assert all_finished(tmp_path, having=names[1]) == []
+
+
 def seal(record, **changed):
     """Rewrite the record's run.json, checksums and all."""
     path = record.folder / "run.json"
@@ -171,6 +188,10 @@ def test_git_leaves_published_records_as_they_are(committed, tmp_path, option):
         subprocess.run([*git, source, *command], check=True)
     subprocess.run([*git, tmp_path, "clone", "-q", source, clone], check=True)
     assert len(all_finished(clone / "results" / "published")) == len(all_finished(source / "results" / "published")) > 9
+    weights = list((clone / "results").rglob("weights.safetensors"))
+    assert weights
+    for path in weights:
+        records.check_sums(path.parent, [path.name])
     assert b"\r" not in (clone / "results" / "regenerate.sh").read_bytes()
 
 

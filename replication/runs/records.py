@@ -24,6 +24,7 @@ VERSION = 1
 PUBLISHED = files.SOURCE / "results" / "published" if (files.SOURCE / "results" / "published").is_dir() else None
 NEEDED = ("run.json", "environment.json", "history.csv", "summary.json")
 SUMS = "SHA256SUMS"  # checksums of a record's files, as ``sha256sum --check`` reads them
+WEIGHTS = "weights.safetensors"  # of a published record, as ``hub.publish`` writes them
 # What must be equal for errors to be comparable; the images themselves by their fingerprint.
 CONDITIONS = ("dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "bn_batch")
 COLUMNS = ("iteration", "lr", "train_error", "train_loss", "test_error", "test_loss", "seconds")
@@ -195,8 +196,8 @@ def is_published(record):
     return PUBLISHED is not None and record.folder.is_relative_to(PUBLISHED)
 
 
-def all_finished(results="results"):
-    """The records of all finished runs in a folder, in the order of their ids.
+def all_finished(results="results", having="summary.json"):
+    """The records of all finished runs in a folder, or of those that have a certain file, in the order of their ids.
 
     A record that is damaged, or was made by another version of this code, is left out, with a line that says so.
     Raises ValueError when there is no such folder, when none of its records can be read, and when one that is published
@@ -205,11 +206,13 @@ def all_finished(results="results"):
     records, folder, left_out = [], files.folder("results", results), []
     if not folder.is_dir():
         raise ValueError(f"results {str(results)!r}: there is no folder {folder}, choose one that holds records")
-    for summary in sorted((folder / "runs").glob("*/summary.json")):
+    for place in sorted(path.parent for path in (folder / "runs").glob("*/summary.json")):
+        if not (place / having).exists():
+            continue
         try:
-            record = _opened(summary.parent)
-            if record.run.id != summary.parent.name:
-                raise ValueError(f"{summary.parent} holds the record of {record.run.id}: rename or remove this folder")
+            record = _opened(place)
+            if record.run.id != place.name:
+                raise ValueError(f"{place} holds the record of {record.run.id}: rename or remove this folder")
         except (ValueError, OSError) as error:
             print(f"Left out: {error}")
             left_out.append(error)
@@ -260,8 +263,8 @@ def _opened(folder):
 def write_summary(folder, summary):
     """Write ``SHA256SUMS`` of the files in the folder, then ``summary.json``, which marks the record as complete."""
     text = json_text(summary)
-    names = {path.name for path in folder.iterdir() if path.suffix in (".json", ".csv", ".txt")} | {"weights.pt"}
-    paths = [folder / name for name in names - {"evaluation.json", "summary.json"}]
+    names = {path.name for path in folder.iterdir() if path.suffix in (".json", ".csv", ".txt")}
+    paths = [folder / name for name in {*names, "weights.pt", WEIGHTS} - {"evaluation.json", "summary.json"}]
     contents = {path.name: path.read_bytes() for path in paths if path.exists()} | {"summary.json": text.encode()}
     files.write(folder / SUMS, "".join(f"{files.digest(contents[name])}  {name}\n" for name in sorted(contents)))
     files.write(folder / "summary.json", text)
@@ -287,7 +290,7 @@ def check_sums(folder, names=None):
             raise ValueError(f"the end of a line is missing: {rest}")
     except (FileNotFoundError, ValueError) as error:
         raise DamagedError(f"{folder} is damaged: {SUMS} is missing or altered") from error
-    for name in names or {name for name in {*known, *NEEDED} if not name.endswith(".pt")}:
+    for name in names or {name for name in {*known, *NEEDED} if not name.endswith((".pt", ".safetensors"))}:
         try:
             content = files.read(folder / name)
         except FileNotFoundError as error:
