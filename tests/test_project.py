@@ -122,3 +122,19 @@ def test_the_readme_leads_to_every_other_page():
 def test_the_readme_names_every_notebook():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         assert path.stem in README
+
+
+def test_licence_and_citation_agree_with_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format requires
+    assert citation["cff-version"] == "1.2.0"
+    assert str(citation["version"]) == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"] == "MIT"
+    assert citation["authors"] == [{"name": "The maintainers of this replication"}]
+    (paper,) = citation["references"]
+    assert [author["family-names"] for author in paper["authors"]] == ["He", "Zhang", "Ren", "Sun"]
+    assert (paper["doi"], paper["year"]) == ("10.1109/CVPR.2016.90", 2016)
+    assert paper["identifiers"][0]["value"] == "arXiv:1512.03385"
+    assert PROJECT["license-files"] == ["LICENSE"]
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License\n\nCopyright (c) 2026 the maintainers of this replic")
+    assert f"## {PROJECT['version']}\n" in (ROOT / "CHANGELOG.md").read_text()
