@@ -36,7 +36,8 @@ from replication.engine.machine import prepare_cache  # noqa: E402 (after the de
 
 prepare_cache()
 
-from replication.parameters import start_notebook  # noqa: E402 (after the declaration)
+from replication.hub import load_net  # noqa: E402 (after the declaration)
+from replication.parameters import start_notebook  # noqa: E402
 from replication.runs import Run, grid, net_names  # noqa: E402
 from replication.runs.records import Record, all_finished, finished  # noqa: E402
 from replication.sweeps import RunsFailedError, run_all  # noqa: E402
@@ -48,6 +49,7 @@ __all__ = [
     "all_finished",
     "finished",
     "grid",
+    "load_net",
     "net_names",
     "run_all",
     "start_notebook",

@@ -32,3 +32,4 @@ on_photographs &
 on_digits
 wait $!
 notebook 7_scorecard "{readme: true}"
+"$python" -c "from replication import hub; hub.update_page()"  # docs/nets.md

@@ -151,7 +151,7 @@ def make(tmp_path):
         if predicted is not None:
             rows = [{"label": 0, "predicted": guess} for guess in predicted]
             (folder / "predictions.csv").write_text(records.rows_text(rows, ()))
-        environment = {"device": "cpu", "processor": "a processor", "cores": 2}
+        environment = {"device": "cpu", "processor": "a processor", "cores": 2, "threads": 1}
         (folder / "environment.json").write_text(json.dumps(environment))
         summary = {"train_error": train_error, "test_error": test_error, "iterations": last, "seconds": 60.0}
         summary |= counted(run.name)

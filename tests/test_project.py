@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "measure": {"engine"},
     "evaluate": {"engine", "data"},
     "pretrained": {"engine", "models", "data", "measure", "evaluate", "runs"},
+    "hub": {"engine", "models", "data", "runs"},
     "trainers": {"engine", "data", "runs"},
     "clusters": {"engine", "data", "trainers"},
     "sweeps": {"engine", "data", "runs", "trainers", "clusters"},
