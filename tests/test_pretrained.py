@@ -525,4 +525,4 @@ def test_home_and_variables_in_the_path_of_weights_are_replaced(path, photograph
 
 def test_an_undefined_variable_in_the_path_of_weights_is_refused():
     with pytest.raises(ValueError, match=r"weights 'x': path '.NOT_SET/a.th': the environment has no variable NOT_SET"):
-        pretrained.check([], weights={"x": {"net": "resnet-18", "path": "$NOT_SET/a.th"}})
+        pretrained.check([], weights={"x": {"net": "resnet-18", "path": "$NOT_SET/a.th", "inputs": "ours"}})

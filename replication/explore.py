@@ -1,0 +1,139 @@
+"""What ``10_explore`` plays with: records by hand, nets with blocks taken out, images that nets disagree on."""
+
+import copy
+
+import pandas as pd
+import torch
+from torch import nn
+
+from replication import evaluate
+from replication.data.batches import normalize
+from replication.engine.checks import choice
+from replication.models import BasicBlock, Bottleneck
+from replication.report.by_hand import lesion_figure as lesion_figure
+from replication.report.by_hand import pictures as pictures
+from replication.report.by_hand import run_until
+from replication.runs.records import by_conditions, ended
+
+PERCENTS = tuple(range(0, 101, 5))  # of the iterations, where the dial stops
+
+
+def alike(records, dataset, recipe=None):
+    """The records on a data set under one set of conditions: its own recipe or the one given, the most iterations.
+
+    Raises ValueError where there are none, naming the data sets that have records.
+    """
+    for _, _, members in by_conditions(records):
+        run = members[0].run
+        if run.dataset == dataset and recipe in (None, run.recipe):
+            return ended(members)[0]
+    known = sorted({f"{record.run.dataset}, recipe {record.run.recipe}" for record in records})
+    raise ValueError(f"dataset {dataset!r}, recipe {recipe!r}: there are no finished runs, choose {'; '.join(known)}")
+
+
+def depth_dial(records):
+    """Sliders for kind, depth, seed and progress, with the figure of ``run_until`` below: an ipywidgets box.
+
+    It needs a notebook with a front end; elsewhere, show ``run_until`` of some record.
+    """
+    import ipywidgets as widgets
+    from IPython.display import display
+
+    by_choice = {(_kind(record), record.run.name.depth, record.run.seed): record for record in records}
+    kinds, depths, seeds = (sorted(set(values)) for values in zip(*by_choice, strict=True))
+    wide = {"layout": widgets.Layout(width="32rem"), "style": {"description_width": "5rem"}}
+    kind = widgets.ToggleButtons(options=kinds, value=kinds[-1], description="kind", **wide)
+    depth = widgets.SelectionSlider(options=depths, description="layers", **wide)
+    seed = widgets.SelectionSlider(options=seeds, description="seed", **wide)
+    percent = widgets.SelectionSlider(options=PERCENTS, value=100, description="progress %", **wide)
+
+    def show(**chosen):
+        record = by_choice.get((chosen["kind"], chosen["depth"], chosen["seed"]))
+        if record is None:
+            there = sorted({key[1:] for key in by_choice if key[0] == chosen["kind"]})
+            print(f"Not run: of these there are (layers, seed) {', '.join(map(str, there))}.")
+        else:
+            display(run_until(record, chosen["percent"]))
+
+    output = widgets.interactive_output(show, {"kind": kind, "depth": depth, "seed": seed, "percent": percent})
+    return widgets.VBox([kind, depth, seed, percent, output])
+
+
+def _kind(record):
+    return record.net.replace(f"-{record.run.name.depth}", "")
+
+
+def at_the_first_drop(record):
+    """In a sentence, what the first division of the learning rate does to the training error; from the history."""
+    history = record.history
+    drops = history.index[history["lr"].diff() < 0]
+    if drops.empty:
+        return f"{record.net}: the learning rate is never divided."
+    before, after = history.loc[drops[0] - 1], history.loc[min(drops[0] + 1, history.index[-1])]
+    earlier = history[history["iteration"] <= 0.75 * before["iteration"]].iloc[-1]
+    errors = [f"{row['train_error']:.1f} % at iteration {row['iteration']:,.0f}" for row in (earlier, before, after)]
+    return f"{record.net}: training error {errors[0]}, {errors[1]}, then divided: {errors[2]}."
+
+
+def removable(net):
+    """The names of a net's blocks whose input and output have the same shape, so that they can be left out."""
+    blocks = {name: block for name, block in net.named_modules() if isinstance(block, BasicBlock | Bottleneck)}
+    return [
+        name
+        for name, block in blocks.items()
+        if block.conv1.stride == block.conv2.stride == (1, 1) and block.conv1.in_channels == _width(block)
+    ]
+
+
+def _width(block):
+    return block.conv1.out_channels * block.expansion
+
+
+def without(net, block):
+    """A copy of a net with one of its ``removable`` blocks replaced by the identity; ValueError for another name."""
+    net = copy.deepcopy(net)
+    net.set_submodule(choice("block", block, removable(net)), nn.Identity())
+    return net
+
+
+def swapped(net, one, other):
+    """A copy of a net with two of its ``removable`` blocks exchanged; ValueError where their widths differ."""
+    net, names = copy.deepcopy(net), removable(net)
+    first, second = (net.get_submodule(choice("block", name, names)) for name in (one, other))
+    if _width(first) != _width(second):
+        widths = f"{_width(first)} and {_width(second)} channels"
+        raise ValueError(f"blocks {one!r} and {other!r} have {widths}: exchange blocks of one width")
+    net.set_submodule(one, second)
+    net.set_submodule(other, first)
+    return net
+
+
+def error_of(net, images, mean):
+    """The error in percent of a net on images (``Images``), minus a mean image (H, W, 3)."""
+    parts = zip(*(torch.from_numpy(column).split(500) for column in images), strict=True)
+    batches = ((normalize(pixels, mean), labels, {}) for pixels, labels in parts)
+    return evaluate.single_view(net, batches).error
+
+
+def lesions(trained, images):
+    """The error of a net when each of its blocks is left out, in the order of the blocks: a DataFrame.
+
+    trained: a ``TrainedNet``; images: ``Images`` to test on, such as ``dataset.test``. Columns: block, and error in
+    percent; the first row, with block "none", is the whole net.
+    """
+    rows = [{"block": "none", "error": error_of(trained.net, images, trained.mean)}]
+    for name in removable(trained.net):
+        rows.append({"block": name, "error": error_of(without(trained.net, name), images, trained.mean)})
+    return pd.DataFrame(rows)
+
+
+def disagreements(one, other):
+    """Where two records, tested on the same images, disagree: a DataFrame of image, label and both predictions.
+
+    Raises ValueError for records of different images, or without predictions.
+    """
+    if one.fingerprint != other.fingerprint or one.predictions.empty or other.predictions.empty:
+        raise ValueError(f"{one.run.id} and {other.run.id}: give records of the same images, with their predictions")
+    table = one.predictions.rename(columns={"predicted": one.net}).assign(**{other.net: other.predictions["predicted"]})
+    table = table[table[one.net] != table[other.net]]
+    return table.rename_axis("image").reset_index()
