@@ -16,6 +16,7 @@ from replication.engine.machine import cores
 from replication.engine.progress import in_words
 from replication.engine.workers import Workers
 from replication.report.comparisons import interval_of_mean
+from replication.report.tables import spelled
 from replication.runs import PRECISIONS, Run, grid, net_names, whole
 from replication.runs.environment import compiles, cost, environment, reproducible, threads_for
 from replication.runs.records import ended
@@ -334,5 +335,5 @@ def readable(table):
         elif pd.api.types.is_numeric_dtype(values):
             shown[WORDS.get(name, name)] = [f"{value:,.0f}" for value in values]
         else:
-            shown[WORDS.get(name, name)] = list(values)
+            shown[WORDS.get(name, name)] = list(map(spelled, values))
     return pd.DataFrame(shown)

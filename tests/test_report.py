@@ -62,9 +62,9 @@ def test_only_the_papers_own_conditions_are_comparable(make):
 def test_nets_that_were_not_run_show_as_such(make):
     table = report.errors([make(8, 9, net="resnet-20")], nets=paper.TABLE_6.errors)
     text = report.readable(table).set_index("net")
-    assert list(text.index) == list(paper.TABLE_6.errors)
-    assert text.loc["resnet-1202", "ours: test error %"] == "not run"
-    assert text.loc["resnet-1202", paper.TABLE_6.title] == "7.93"
+    assert list(text.index) == [f"ResNet-{depth}" for depth in (20, 32, 44, 56, 110, 1202)]
+    assert text.loc["ResNet-1202", "ours: test error %"] == "not run"
+    assert text.loc["ResNet-1202", paper.TABLE_6.title] == "7.93"
 
 
 def test_tables_are_written_for_eye_and_machine(make, tmp_path):
@@ -74,6 +74,8 @@ def test_tables_are_written_for_eye_and_machine(make, tmp_path):
     assert read["train_error"].tolist() == [30.0, 20.0]
     text = (tmp_path / "out" / "table.md").read_text()
     assert "| plain-20  |      269,722 |" in text
+    assert "| ResNet-20 |      269,722 |" in text
+    assert read["net"].tolist() == ["plain-20", "resnet-20"]  # what code calls it
     assert "These are not the paper's conditions" in text
     first = (tmp_path / "out" / "table.csv").read_bytes()
     report.save_errors(table, tmp_path / "out")
@@ -130,6 +132,26 @@ def test_several_seeds_are_a_mean_and_a_range_within_the_axis(make):
         assert (min(ends), max(ends)) == (10, 90)
     assert axes.get_ylim()[1] > 90  # what ended high is not cut off
     assert figure.get_suptitle().endswith("3 runs per net: mean and range")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("resnet-20", "ResNet-20"),
+        ("resnet-110 without warm-up", "ResNet-110 without warm-up"),
+        ("resnet-34-C", "ResNet-34-C"),
+        ("resnet-50, stride on 3x3", "ResNet-50, stride on 3x3"),
+        ("not run: resnet-56, plain-20.", "not run: ResNet-56, plain-20."),
+        (
+            "test error of resnet-N lower than that of resnet-N-B.",
+            "test error of ResNet-N lower than that of ResNet-N-B.",
+        ),
+        *[(same, same) for same in ("plain-20", "resnet-20-of-theirs", "my-resnet-20", "resnet-20__digits__seed-0")],
+        *[(same, same) for same in ("zoo/resnet-20", "resnet-20.pth", "gcr/torch-residual-networks", "ResNet-20", "–")],
+    ],
+)
+def test_nets_are_spelled_as_in_the_paper_and_other_names_stay(text, shown):
+    assert report.spelled(text) == shown
 
 
 def test_names_at_the_ends_of_curves_never_overlap():
@@ -194,8 +216,8 @@ def test_tables_of_imagenet_stand_beside_the_papers(make):
     assert table.loc["resnet-34", "top1_std"] == pytest.approx(2**0.5)
     assert table.loc["plain-34", "top5"] == 0
     text = report.readable(table.reset_index()).set_index("net")
-    assert text.loc["resnet-34", "ours: top-1 error %"] == "25.00, 27.00"
-    assert text.loc["resnet-50", "ours: top-1 error %"] == "not run"  # trained, but not tested in this way
+    assert text.loc["ResNet-34", "ours: top-1 error %"] == "25.00, 27.00"
+    assert text.loc["ResNet-50", "ours: top-1 error %"] == "not run"  # trained, but not tested in this way
     assert text.loc["VGG-16"].tolist() == ["–", "–", "28.07", "–", "9.33"]
     assert text.loc["theirs", ["runs", "ours: top-1 error %", "paper: top-1 error %"]].tolist() == ["–", "26.00", "–"]
     caution = report.caution(table.reset_index())
@@ -209,7 +231,7 @@ def test_a_table_of_ensembles_has_theirs_and_ours(make):
     found |= {"ensemble": {"multi-scale": {"top1": 20.0, "top5": 3.5}, "images": 50_000, "members": [record.run.id]}}
     table = report.tested([record], found, paper.TABLE_5)
     text = report.readable(table).set_index("net")
-    assert "600,000 iterations, float32, 1 run per net. Tested on 50,000 images. The ensemble: resnet-34." in (
+    assert "600,000 iterations, float32, 1 run per net. Tested on 50,000 images. The ensemble: ResNet-34." in (
         report.caution(table)
     )
     assert "not the paper's conditions" in report.caution(table)  # which are the test set

@@ -3,8 +3,18 @@
 from replication.report.claims import findings, scorecard
 from replication.report.diagrams import figure_2, figure_3, figure_5
 from replication.report.error_curves import curves, figure_1, figure_4, figure_6, save_figure, speeds
-from replication.report.tables import caution, errors, readable, save_errors, save_table, styled, tested
+from replication.report.tables import (
+    caution,
+    errors,
+    readable,
+    save_errors,
+    save_table,
+    spelled,
+    styled,
+    tested,
+)
 
 __all__ = ["findings", "scorecard"]
-__all__ += ["curves", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "save_figure", "speeds"]
-__all__ += ["caution", "errors", "readable", "save_errors", "save_table", "styled", "tested"]
+__all__ += ["curves", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6"]
+__all__ += ["save_figure", "speeds"]
+__all__ += ["caution", "errors", "readable", "save_errors", "save_table", "spelled", "styled", "tested"]

@@ -7,6 +7,7 @@ import pandas as pd
 from replication.paper import CLAIMS, MULTIPLY_ADDS, WARMED_UP
 from replication.report import metrics
 from replication.report.comparisons import EQUAL, LOWER, NOT_HIGHER, PAPER, Comparison, Condition, Finding, verdict
+from replication.report.tables import spelled
 from replication.runs.records import by_conditions
 
 THEIRS = "the paper's conditions"
@@ -87,7 +88,7 @@ def criterion(number):
     if "-N" in text:
         depths = " or ".join(f"{', '.join(map(str, each))} ({family})" for family, each in DEPTHS[number].items())
         text += f" N is the greatest depth that was run of {depths}."
-    return text.replace("resnet-", "ResNet-")
+    return spelled(text)
 
 
 def comparisons(number, condition):
@@ -185,8 +186,7 @@ def _sentences(findings):
     texts = [f"{each.text}: {each.outcome}" for each in findings if each.outcome != "missing"]
     texts += [each.text for each in missing if each.text]
     texts += [f"not run: {', '.join(absent)}"] if absent else []
-    texts = [text.replace("resnet-", "ResNet-") for text in dict.fromkeys(texts)]
-    return [f"{text[0].upper()}{text[1:]}." for text in texts]
+    return [f"{text[0].upper()}{text[1:]}." for text in map(spelled, dict.fromkeys(texts))]
 
 
 def _not_attempted(claim):

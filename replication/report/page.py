@@ -16,7 +16,7 @@ from replication.report import layers
 from replication.report.claims import THEIRS
 from replication.report.comparisons import RULES, VERDICTS
 from replication.report.error_curves import by_kind
-from replication.report.tables import in_markdown, markdown, spread
+from replication.report.tables import in_markdown, markdown, spelled, spread
 from replication.runs import records as run_records
 from replication.runs.records import by_conditions, ended, json_text, read_json
 
@@ -157,7 +157,7 @@ def listing(card, folder):
         if first["notebook"]:
             lines[-1] += f" Notebook: [{first['notebook']}]({notebooks}/{first['notebook']}.ipynb)."
         for row in rows.itertuples():
-            runs = ", ".join(f"{count} of {net}" for net, count in row.nets.items()).replace("resnet-", "ResNet-")
+            runs = ", ".join(f"{count} of {spelled(net)}" for net, count in row.nets.items())
             items = [f"- **{row.verdict}**, {row.conditions}" + (f" ({runs})" if runs else "")]
             items += [f"  - {sentence}" for sentence in row.found]
             lines.append(in_markdown("\n".join(items)))
@@ -223,7 +223,6 @@ def errors_by_conditions(records):
         members = sorted(members, key=lambda record: (record.run.name.residual, record.run.name.depth, record.net))
         shown = report.readable(report.errors(members)).filter(regex="^(net|runs|diverged|ours: .*)$")
         shown = shown.rename(columns=lambda name: name.removeprefix("ours: "))
-        shown["net"] = shown["net"].str.replace("resnet", "ResNet")
         parts.append(f"{conditions}:\n\n{markdown(shown)}")
     return "\n\n".join(parts)
 

@@ -2,6 +2,7 @@
 
 import html
 import pathlib
+import re
 
 import pandas as pd
 
@@ -17,6 +18,11 @@ ELSEWHERE = (
     "These are not the paper's conditions: compare the nets of one column with each other, not ours with the paper's."
 )
 FEW = 3  # runs whose values are shown one by one; of more, mean and standard deviation
+
+
+def spelled(text):
+    """Text for readers, its nets spelled as in the paper: "ResNet-20" for "resnet-20". Names of others stay."""
+    return re.sub(r"(?<![\w/-])resnet-((?:\d+|N)(?:-[A-C])?)(?![\w-]|\.\w)", r"ResNet-\1", text)
 
 
 def errors(records, nets=(), published=TABLE_6, others=()):
@@ -105,7 +111,8 @@ def described(runs):
 def readable(table, published=TABLE_6):
     """A table of ``errors`` or ``tested`` for the eye, ours beside the paper's; with conditions that differ."""
     differing = [name for name in CONDITIONS if table[name].nunique() > 1]
-    shown = {name: table[name].map(number) for name in ["net", "parameters", *differing] if name in table}
+    shown = {"net": table["net"].map(spelled)}
+    shown |= {name: table[name].map(number) for name in ["parameters", *differing] if name in table}
     ours = table["dataset"].notna() | ((table["n"] == 0) & table["net"].map(_is_ours))
     shown["runs"] = table["n"].where(ours, "–")
     if "diverged" in table and table["diverged"].any():
@@ -178,7 +185,7 @@ def caution(table):
         sentences.append("Measured as the paper's.")
     else:
         sentences.append(ELSEWHERE)
-    return " ".join(sentences)
+    return spelled(" ".join(sentences))
 
 
 def save_errors(table, folder, published=TABLE_6, name="table"):
@@ -196,8 +203,8 @@ def save_table(table, folder, name="table", shown=None, note=""):
 
 
 def markdown(table, left=1):
-    """A table in Markdown, its first ``left`` columns aligned to the left; no name in it can become HTML."""
-    shown = table.map(number).map(in_markdown).rename(columns=in_markdown)
+    """A table in Markdown for readers, its first ``left`` columns aligned to the left; no name can become HTML."""
+    shown = table.map(number).map(spelled).map(in_markdown).rename(columns=in_markdown)
     aligned = ["left" if number < left else "right" for number in range(table.shape[1])]
     return shown.to_markdown(index=False, disable_numparse=True, colalign=aligned)
 
