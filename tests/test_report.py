@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
+from torchvision.models import alexnet, vgg19
 
 from replication import measure, models, paper, report
 from replication.report import error_curves
@@ -181,6 +183,27 @@ def test_figure_3_is_drawn_from_the_nets():
     ]
     dotted = [patch for patch in shortcuts if patch.get_linestyle() == ":"]
     assert len(dotted) == 3
+    # As printed in the paper's figure; shortcuts start below the first pooling and end above the second.
+    assert boxes.index("pool, /2") == boxes.index("7x7 conv, 64, /2") + 2  # after that layer's map
+    assert boxes[-2:] == ["avg pool", "fc, 1000"]
+
+
+@pytest.mark.parametrize(
+    ("net", "size", "pools"),
+    [
+        (lambda: vgg19(), 224, ["pool, /2"] * 5),
+        (lambda: models.imagenet_net(34, residual=False), 224, ["pool, /2", "avg pool"]),
+        (lambda: models.imagenet_net(50), 224, ["pool, /2", "avg pool"]),
+        (lambda: models.cifar_net(20), 32, ["avg pool"]),
+        (lambda: models.cifar_net(20), 8, ["avg pool"]),
+        (lambda: models.imagenet_net(18), 32, ["pool, /2"]),  # its last maps have one value: nothing to average
+        (lambda: alexnet(), 224, ["pool, /2"] * 3),
+    ],
+)
+def test_figure_3_shows_where_nets_pool(net, size, pools):
+    with torch.device("meta"):
+        axes = report.figure_3({"": measure.layers(net(), size)}).axes[0]
+    assert [text.get_text() for text in axes.texts if "pool" in text.get_text()] == pools
 
 
 def test_figure_5_shows_the_blocks_of_the_paper():

@@ -1,5 +1,8 @@
 """Figs. 2, 3 and 5, drawn from the nets."""
 
+import itertools
+import math
+
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -55,20 +58,27 @@ def _block(axes, layers, above):
 
 
 def figure_3(nets):
-    """Fig. 3: nets as columns of their weighted layers, with their shortcuts.
+    """Fig. 3: nets as columns of their weighted layers and poolings, with their shortcuts.
 
     ``nets``: titles, each with a table of ``measure.layers``. One colour is one size of map, written beside its first
-    layer. A shortcut is drawn solid where it is an identity, dotted where dimensions grow.
+    layer; pooling and fully connected layers are white. A shortcut is drawn solid where it is an identity, dotted where
+    dimensions grow.
     """
-    height = max(len(layers) for layers in nets.values())
+    pools = {title: _pools(layers) for title, layers in nets.items()}
+    height = max(len(layers) + len(pools[title]) for title, layers in nets.items())
     figure, row = plt.subplots(1, len(nets), figsize=(2.9 * len(nets), 0.27 * height + 1), sharey=True, squeeze=False)
     for axes, (title, layers) in zip(row[0], nets.items(), strict=True):
         sizes = list(layers["map"].unique())
-        for place, layer in enumerate(layers.itertuples()):
+        place = 0
+        for layer in layers.itertuples():
+            if layer.Index in pools[title]:
+                _box(axes, 0, -place, pools[title][layer.Index], 2.2, 0.7, "white", fontsize=8)
+                _arrow(axes, (0, 0.65 - place), (0, 0.35 - place), size=6)
+                place += 1
             halving = "" if layer.stride == 1 else f", /{layer.stride}"
             colour = "white" if layer.kind == "fc" else STAGE_COLOURS[sizes.index(layer.map) % len(STAGE_COLOURS)]
             _box(axes, 0, -place, f"{layer.kind}, {layer.channels}{halving}", 2.2, 0.7, colour, fontsize=8)
-            if layer.kind != "fc" and layer.map not in layers["map"][:place].values:
+            if layer.kind != "fc" and layer.map not in layers["map"][: layer.Index].values:
                 axes.text(-1.2, -place, f"{layer.map}", ha="right", va="center", fontsize=8, color="0.35")
             if place:
                 _arrow(axes, (0, 0.65 - place), (0, 0.35 - place), size=6)
@@ -76,9 +86,25 @@ def figure_3(nets):
                 start, style = layer.around - place - 0.5, ":" if layer.grows else "-"
                 bow = {"connectionstyle": "arc3,rad=-0.55", "linestyle": style}
                 _arrow(axes, (1.1, start), (1.1, -place - 0.45), size=7, **bow)
+            place += 1
         axes.set(xlim=(-1.7, 1.7), ylim=(-height, 0.6))
         axes.set_title(title, fontsize=11)
     return _bare(figure)
+
+
+def _pools(layers):
+    """Where a net pools, told by layers that take in smaller maps than those above give out: {layer below: text}.
+
+    The maps that an fc layer takes in, one value for each, follow from the number of its weights.
+    """
+    pools = {}
+    for above, below in itertools.pairwise(layers.itertuples()):
+        size = below.map * below.stride
+        if below.kind == "fc":
+            size = math.isqrt(below.multiply_adds // below.channels // above.channels)
+        if size < above.map:
+            pools[below.Index] = "avg pool" if size == 1 else f"pool, /{above.map // size}"
+    return pools
 
 
 def _box(axes, x, y, text, width, height, colour, fontsize=11):
