@@ -50,6 +50,7 @@ def test_the_table_has_what_the_layers_say(records):
         np.mean([1 / layer for layer in range(3, 14, 2)]), rel=1e-4
     )
     text = responses.readable(table.reset_index()).set_index("net")
+    assert list(text.index) == ["plain-8", "ResNet-14"]
     assert text.loc["plain-8", "mean response"] == "2,208, 3,312"
     assert text.loc["plain-8", "residual functions relative to shortcuts"] == "–"
 
@@ -57,13 +58,31 @@ def test_the_table_has_what_the_layers_say(records):
 def test_figure_7_shows_all_3x3_layers_in_order_and_by_size(records):
     above, below = responses.figure_7(records).axes
     lines = {line.get_label(): line for line in above.lines}
-    assert list(lines) == ["plain-8", "resnet-14"]
+    assert list(lines) == ["plain-8", "ResNet-14"]
     assert list(lines["plain-8"].get_xdata()) == list(range(1, 8))
     assert list(lines["plain-8"].get_ydata()) == [2.5 * (layer + 1100) for layer in range(1, 8)]
     assert list(below.lines[0].get_ydata()) == sorted(lines["plain-8"].get_ydata(), reverse=True)
     assert [line.get_linestyle() for line in above.lines] == ["--", "-"]
     assert above.lines[0].get_color() == below.lines[0].get_color() != above.lines[1].get_color()
-    assert [text.get_text() for text in above.figure.legends[0].get_texts()] == ["plain-8", "resnet-14"]
+    assert [text.get_text() for text in above.figure.legends[0].get_texts()] == ["plain-8", "ResNet-14"]
+
+
+@pytest.mark.parametrize(
+    ("stds", "top", "said"),
+    [
+        ([1.0] * 6 + [2.5], 2.625, ""),  # all fits, with a twentieth above
+        ([1.0] * 6 + [9.0], 3, "not shown: 1 layer of plain-8 above 3.0, up to 9"),
+        ([40.0, 20.0, 10.0, 1.0, 1.0, 1.0, 1.0], 3, "not shown: 3 layers of plain-8 above 3.0, up to 40"),
+    ],
+)
+def test_figure_7_is_linear_and_says_what_lies_above(make, stds, top, said):
+    rows = layers(8)
+    for row in rows[:-1]:
+        row["response_std"] = stds[row["layer"] - 1] if row["layer"] < 8 else None
+    above, below = responses.figure_7([make(9, 9, layers=rows, net="plain-8")]).axes
+    assert (above.get_yscale(), below.get_yscale()) == ("linear", "linear")
+    assert above.get_ylim() == below.get_ylim() == (0, pytest.approx(top))
+    assert [text.get_text() for text in below.texts] == [said]
 
 
 def test_gradients_are_shown_at_the_start_at_the_end_and_along(records):
@@ -84,7 +103,7 @@ def test_signals_are_those_that_enter_blocks(records):
 def test_plain_nets_have_no_residual_functions(records):
     assert responses.residuals(records[:2]) is None
     axes = responses.residuals(records).axes
-    assert [line.get_label() for line in axes[1].lines] == ["resnet-14"]
+    assert [line.get_label() for line in axes[1].lines] == ["ResNet-14"]
     assert list(axes[1].lines[0].get_ydata()) == pytest.approx([1 / layer for layer in range(3, 14, 2)], rel=1e-4)
 
 

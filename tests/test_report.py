@@ -1,6 +1,7 @@
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -125,15 +126,161 @@ def test_figure_1_has_training_left_and_test_right(make):
 
 
 def test_several_seeds_are_a_mean_and_a_range_within_the_axis(make):
-    records = [make(error, error, net="plain-20", seed=seed) for seed, error in enumerate((10, 11, 90))]
+    records = [make(error, error, net="plain-20", seed=seed) for seed, error in enumerate((80, 81, 90))]
     figure = report.figure_6(records, {"plain": ["plain-20"]})
     (axes,) = figure.axes
-    assert axes.lines[0].get_ydata()[-1] == 37
+    assert [line.get_ydata()[-1] for line in axes.lines] == pytest.approx([251 / 3] * 2)
+    assert len(axes.collections) == 2
     for band in axes.collections:
         ends = [height for place, height in band.get_paths()[0].vertices if place == 1100]
-        assert (min(ends), max(ends)) == (10, 90)
+        assert (min(ends), max(ends)) == (80, 90)
     assert axes.get_ylim()[1] > 90  # what ended high is not cut off
     assert figure.get_suptitle().endswith("3 runs per net: mean and range")
+
+
+def test_runs_far_apart_are_drawn_one_by_one(make):
+    records = [make(error, error, net="plain-56", seed=seed) for seed, error in enumerate((10, 11, 90))]
+    records += [make(error, error, net="plain-20", seed=seed) for seed, error in enumerate((5, 6, 7))]
+    figure = report.figure_6(records, {"plain": ["plain-20", "plain-56"]})
+    (axes,) = figure.axes
+    assert [line.get_ydata()[-1] for line in axes.lines] == [6, 6, 10, 11, 90, 10, 11, 90]  # no mean of 37
+    assert all(line.get_linewidth() < 1.3 for line in axes.lines[2:])
+    assert len(axes.collections) == 2  # bands of plain-20
+    assert [text.xy for text in axes.texts] == [(1100, 6), (1100, 10), (1100, 11), (1100, 90)]  # where lines lead to
+    assert figure.get_suptitle().endswith("3 runs per net: mean and range\nthin lines: single runs")
+
+
+@pytest.mark.parametrize(
+    ("apart", "rows", "singly"),
+    [
+        (10, 100, False),
+        (11, 100, True),
+        (90, 5, True),  # a plateau that one run leaves a twentieth of the training later
+        (90, 4, False),
+    ],
+)
+def test_how_far_apart_runs_are_drawn_one_by_one(apart, rows, singly):
+    runs = pd.DataFrame({0: 5.0, 1: [5.0 + apart] * rows + [5.0] * (100 - rows)})
+    assert error_curves._far_apart(runs) == singly
+
+
+def test_recordings_of_one_run_alone_do_not_bend_the_mean():
+    """A warm-up is recorded once an epoch, so that runs differ in their first rows."""
+    rows = pd.DataFrame({"seed": [0, 0, 0, 1, 1], "iteration": [10, 12, 20, 10, 20], "error": [50.0, 45, 40, 30, 20]})
+    assert error_curves._runs(rows)[1].tolist() == [30, 28, 20]
+
+
+LATE, EARLY = [0.1] * 5 + [0.01] * 3 + [0.001] * 2, [0.1] * 4 + [0.01] * 6
+
+
+@pytest.mark.parametrize(
+    ("rates", "shared", "own"),
+    [
+        ([LATE, LATE], [550, 880], []),
+        ([EARLY, LATE], [], [440, 550, 880]),
+        ([[0.01, *LATE[1:]], LATE], [550, 880], []),  # a rate that rises, at the end of a warm-up, is no division
+        ([[0.1] * 10] * 2, [], []),
+    ],
+)
+def test_divisions_of_the_rate_are_marked(make, rates, shared, own):
+    records = [make(9, 9, net=net, rates=each) for net, each in zip(("plain-20", "plain-56"), rates, strict=True)]
+    figure = report.figure_6(records, {"plain": ["plain-20", "plain-56"]})
+    marks = {True: [], False: []}
+    for mark in figure.axes[0].collections:
+        red, green, blue, _ = mark.get_facecolor()[0]
+        marks[red == green == blue].append(mark.get_offsets()[0][0])
+    assert (marks[True], marks[False]) == (shared, own)
+    (legend,) = figure.legends
+    assert ("learning rate divided" in {text.get_text() for text in legend.get_texts()}) == bool(shared + own)
+
+
+def test_long_runs_have_the_papers_axes(make):
+    errors = {"plain-20": 9, "plain-56": 13, "plain-110": 61, "resnet-20": 8.5}
+    records = [make(error - 1, error, net=net, dataset="cifar10") for net, error in errors.items()]
+    panels = {"plain": ["plain-20", "plain-56", "plain-110"], "residual": ["resnet-20"]}
+    figure = report.figure_6(records, panels)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        assert axes.get_ylim() == (0, 20)
+        assert axes.get_xlabel() == "iter. (1e4)"
+        assert [label.get_text() for label in axes.get_xticklabels() if label.get_position()[0] <= 64e3] == list(
+            "0123456"
+        )
+    names = {text.get_text() for text in figure.axes[0].texts}
+    assert names == {"plain-20", "plain-56", "plain-110: 61 %"}  # what does not fit is said
+
+
+@pytest.mark.parametrize("fields", [{"dataset": "digits"}, {"dataset": "cifar10", "schedule": 0.05}])
+def test_short_runs_have_axes_of_their_own(make, fields):
+    (axes,) = report.figure_6([make(29, 30, net="plain-20", **fields)], {"plain": ["plain-20"]}).axes
+    assert axes.get_ylim()[1] > 31
+    assert axes.get_xlabel() == "iterations"
+
+
+def test_long_runs_of_high_errors_are_not_cut_off(make):
+    (axes,) = report.figure_6([make(29, 30, net="resnet-20", dataset="cifar100")], {"": ["resnet-20"]}).axes
+    assert axes.get_ylim()[1] > 31
+
+
+def test_what_lies_below_another_curve_still_shows(make):
+    nets = ["resnet-20", "resnet-20-B", "resnet-20-C"]
+    (axes,) = report.figure_6([make(9, 9, net=net) for net in nets], {"": nets}).axes
+    bold = [line.get_linewidth() for line in axes.lines if line.get_linestyle() == "-"]
+    assert bold == sorted(set(bold), reverse=True)
+    assert len(bold) == 3
+    assert len({line._unscaled_dash_pattern[0] for line in axes.lines if line.get_linestyle() == "--"}) == 3
+
+
+# How colours look without one kind of cone: Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
+SEEN = {
+    "all cones": np.eye(3),
+    "no long": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no medium": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "no short": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def lab(colour, seen):
+    """CIELAB of an sRGB colour, as seen with these cones."""
+    rgb = np.array(colour[:3])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    x, y, z = np.cbrt(XYZ @ np.clip(np.array(seen) @ linear, 1e-3, 1) / XYZ.sum(axis=1))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize(
+    "nets",
+    [
+        [f"plain-{depth}" for depth in (20, 32, 44, 56, 110)],
+        [f"resnet-{depth}" for depth in (20, 32, 44, 56, 110, 1202)],
+        list(paper.FIGURE_7),
+        ["plain-20", "resnet-20", "resnet-20-B", "resnet-20-C"],
+        ["plain-56", "resnet-56", "resnet-56-B", "resnet-56-C"],
+        ["plain-18", "resnet-18", "plain-34", "resnet-34", "resnet-34-B", "resnet-34-C"],
+        ["plain-110", "resnet-110", "resnet-110 without warm-up"],
+        ["plain-8", "plain-14", "resnet-8", "resnet-14"],
+    ],
+    ids=" ".join,
+)
+def test_colours_of_nets_in_one_figure_differ_for_all_eyes(nets, seen):
+    colours = [lab(error_curves.colour(net), SEEN[seen]) for net in nets]
+    least = 2 if nets[0] == "plain-8" else 8  # a difference of 2 is one that can just be seen
+    assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(colours, 2)) > least
+    assert max(colour[0] for colour in colours) < 82  # of 100, which is the white behind them
+
+
+def test_a_net_has_one_colour_in_all_figures(make):
+    records = [make(error, error, net=net) for net, error in {"plain-20": 9, "plain-56": 30, "resnet-56": 10}.items()]
+    figures = [
+        report.figure_1(records),
+        report.figure_6(records, {"": ["plain-56", "resnet-56"]}),
+        report.figure_6(records, {"": ["plain-20", "plain-56"]}),
+    ]
+    shown = [text for figure in figures for axes in figure.axes for text in axes.texts]
+    colours = {(text.get_text(), text.get_color()) for text in shown}
+    assert len(colours) == len({name for name, _ in colours}) == 3
 
 
 @pytest.mark.parametrize(
@@ -162,6 +309,37 @@ def test_names_at_the_ends_of_curves_never_overlap():
     assert all(above - below >= 5.5 - 1e-9 for below, above in itertools.pairwise(places))
     assert 0 <= places[0] <= places[-1] <= 100
     assert [net for net, _ in sorted(error_curves._apart(ends, 0, 100).items(), key=lambda item: item[1])] == list(ends)
+
+
+@pytest.mark.parametrize(
+    ("ends", "places"),
+    [
+        ({"a": 24, "b": 50}, {"a": 24, "b": 50}),
+        ({"a": 50, "b": 50, "c": 50}, {"a": 44.5, "b": 50, "c": 55.5}),
+        ({"plain": 40, "A": 20, "B": 21, "C": 22}, {"plain": 40, "A": 15.5, "B": 21, "C": 26.5}),
+        ({"plain": 30, "A": 20, "B": 21, "C": 22}, {"plain": 31.5, "A": 15, "B": 20.5, "C": 26}),
+        ({"a": 0, "b": 0}, {"a": 0, "b": 5.5}),
+        ({"a": 100, "b": 99}, {"a": 100, "b": 94.5}),
+        ({}, {}),
+    ],
+)
+def test_names_are_as_near_to_the_ends_as_they_can_be(ends, places):
+    assert error_curves._apart(ends, 0, 100) == pytest.approx(places)
+
+
+def test_more_names_than_fit_stay_within_the_axis():
+    places = error_curves._apart({str(number): 3.0 for number in range(30)}, 0, 60).values()
+    assert 0 <= min(places) <= max(places) <= 60
+    assert len(set(places)) == 30
+
+
+def test_lines_lead_from_names_to_the_ends_of_curves(make):
+    ends = {"plain-20": 24, "resnet-20": 21, "resnet-20-B": 21.2, "resnet-20-C": 21.1}
+    (axes,) = report.figure_6([make(20, end, net=net) for net, end in ends.items()], {"": list(ends)}).axes
+    assert {text.get_text(): text.xy for text in axes.texts} == {
+        report.spelled(net): (1100, end) for net, end in ends.items()
+    }
+    assert all(text.arrow_patch is not None for text in axes.texts)
 
 
 def test_figures_are_written_twice_with_the_same_bytes(make, tmp_path):

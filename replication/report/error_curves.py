@@ -1,19 +1,33 @@
 """Error curves: Figs. 1, 4 and 6; and the figure of speeds."""
 
 import pathlib
+import re
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
+from sklearn.isotonic import isotonic_regression
 
 from replication.engine.files import write
-from replication.report.tables import ERRORS, KINDS, conditions_of
+from replication.report.tables import ERRORS, KINDS, conditions_of, spelled
 
 STYLE = sns.axes_style("whitegrid") | sns.plotting_context("notebook", font_scale=1.1)
 STYLES = {
-    "training error": {"linewidth": 1.3, "linestyle": (0, (4, 2))},
+    "training error": {"linewidth": 1.3, "linestyle": (0, (3, 3))},
     "test error": {"linewidth": 2.6, "linestyle": "solid"},
 }
+# A colour map for each kind of net, with its ends for the shallowest and the deepest nets; and how far between these
+# a depth lies. The deeper, the darker, so that the order of depths also shows in greyscale and to the colour-blind.
+COLOURS = {
+    "plain": ("gist_heat", 0.85, 0.1),
+    "resnet": ("viridis", 0.85, 0),
+    "A": ("copper", 0.6, 0.2),  # where it is not the paper's own choice, which has no letter
+    "B": ("cool", 0.6, 1),
+    "C": ("Greys", 0.8, 1),
+    "without warm-up": ("copper", 0.6, 0.2),
+}
+SHADES = {8: 0, 20: 0.1, 32: 0.27, 44: 0.44, 56: 0.6, 110: 0.78, 152: 0.9, 1202: 1}
 
 
 def save_figure(figure, folder, name):
@@ -26,32 +40,54 @@ def save_figure(figure, folder, name):
             write(folder / f"{name}.{ending}", lambda file, options=options: figure.savefig(file, **options))
 
 
+def colour(net):
+    """The colour of a net, the same in all figures: its hue says the kind of net, its shade the depth."""
+    kind, depth, shortcut, start = re.fullmatch(r"(plain|resnet)-(\d+)(?:-(\w))?(?: (.*))?", net).groups()
+    name, shallowest, deepest = COLOURS[start or shortcut or kind]
+    shade = np.interp(np.log(int(depth)), np.log(list(SHADES)), list(SHADES.values()))
+    return plt.get_cmap(name)(shallowest + shade * (deepest - shallowest))
+
+
 @plt.rc_context(STYLE)
 def curves(records, panels, stacked=False):
     """Error curves in the manner of Figs. 1 and 6, one panel for each entry of ``panels``, side by side or stacked.
 
     ``panels``: titles, each with the names of its nets and the errors to show (keys of ``STYLES``). The training error
-    is thin and dashed, the test error bold, over iterations; several seeds are shown as their mean with a band from the
-    lowest to the highest. Nets without a record are left out.
+    is thin and dashed, the test error bold, over iterations. Several seeds are shown as their mean with a band from the
+    lowest to the highest; but one by one, as thin lines, where no run followed the mean: where their training errors
+    are more than 10 points apart for a twentieth of the training. Triangles above show where the learning rate was
+    divided: grey where it was for all runs, else in the colours of the nets. Nets without a record are left out.
     Raises ValueError for no records, and for records of different conditions: those are not seeds of one another.
     """
     conditions = conditions_of(records)
     histories = _histories(records)
-    run = set(histories["net"])
+    histories = histories[histories["net"].isin([net for nets, _ in panels.values() for net in nets])]
+    training = histories[histories["part"] == "training error"].groupby("net")
+    singly = {net for net, rows in training if _far_apart(_runs(rows))}
     rows, columns = (len(panels), 1) if stacked else (1, len(panels))
     figure, grid = plt.subplots(rows, columns, figsize=(6.5 * columns, 5 * rows), sharey=True, squeeze=False)
+    last = max(histories["iteration"], default=1)
     top = max(_top(histories[histories["net"].isin(nets)]) for nets, _ in panels.values())
+    unit, words = (1e4, "iter. (1e4)") if last >= 1e4 else (1, "iterations")
     for axes, (title, (nets, parts)) in zip(grid.flat, panels.items(), strict=True):
-        axes.set(title=title, ylim=(0, top), xlim=(0, max(histories["iteration"], default=1)))
-        _panel(axes, histories[histories["part"].isin(parts)], [net for net in nets if net in run])
-        axes.set(xlabel="iterations", ylabel="error (%)")
+        axes.set(ylim=(0, top), xlim=(0, last), xlabel=words, ylabel="error (%)")
+        axes.set_title(title, pad=14)  # above the triangles
+        members = histories[histories["net"].isin(nets)]
+        _mark_rates(axes, members)
+        _panel(axes, members[members["part"].isin(parts)], nets, singly)
         axes.xaxis.set_major_locator(plt.MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
-        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_major_formatter(lambda iteration, _: f"{iteration / unit:,g}")
         axes.yaxis.set_major_locator(plt.MaxNLocator(6, steps=[1, 2, 5, 10]))
-    if len(parts) > 1:
-        axes.legend(handles=[plt.Line2D([], [], color="0.2", label=part, **STYLES[part]) for part in parts])
-    bands = "" if histories.groupby("net")["seed"].nunique().max() <= 1 else ": mean and range"
-    figure.suptitle(f"{conditions}{bands}", fontsize="small", color="0.35")
+    handles = [plt.Line2D([], [], color="0.2", label=part, **STYLES[part]) for part in parts if len(parts) > 1]
+    if histories["divided"].any():
+        handles.append(plt.Line2D([], [], color="0.5", marker="v", linestyle="", label="learning rate divided"))
+    if handles:
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncol": 3 if columns > 1 else 2, "frameon": False}
+        figure.legend(handles=handles, **below)
+    counts = histories.groupby("net")["seed"].nunique()
+    notes = ": mean and range" if set(counts[counts > 1].index) - singly else ""
+    notes += "\nthin lines: single runs" if singly else ""
+    figure.suptitle(f"{conditions}{notes}", fontsize="small", color="0.35")
     figure.tight_layout(w_pad=3)
     plt.close(figure)  # the notebook shows what the function returns, once
     return figure
@@ -103,7 +139,9 @@ def speeds(table):
             axes.barh(place, middle, xerr=[[middle - low], [high - middle]], color=colour, ecolor="0.2", height=0.7)
             style = {"textcoords": "offset points", "va": "center", "fontsize": 10}
             axes.annotate(f"{middle:,.0f}  {ratio}", (high, place), (5, 0), **style)
-        axes.set(title=net, xlabel="images per second", xlim=(0, 1.4 * max(high for _, _, _, high, *_ in bars)))
+        axes.set(
+            title=spelled(net), xlabel="images per second", xlim=(0, 1.4 * max(high for _, _, _, high, *_ in bars))
+        )
         axes.set_yticks(range(len(bars)), [name for name, *_ in bars])
         axes.invert_yaxis()
         sns.despine(ax=axes)
@@ -112,48 +150,98 @@ def speeds(table):
 
 
 def _histories(records):
-    """All histories as one long table, with a row for each training error and each test error."""
+    """All histories as one long table, with a row for each training error and each test error.
+
+    ``divided``: whether the learning rate was divided behind the row.
+    """
     columns = {"var_name": "part", "value_name": "error"}
     parts = [
         record.history.rename(columns=ERRORS)
-        .melt("iteration", list(STYLES), **columns)
+        .assign(divided=record.history["lr"].diff(-1) > 0)
+        .melt(["iteration", "divided"], list(STYLES), **columns)
         .assign(net=record.net, seed=record.run.seed)
         for record in records
     ]
     return pd.concat(parts, ignore_index=True).dropna(subset="error")
 
 
+def _runs(rows):
+    """The errors of a net, a row for each iteration and a column for each run.
+
+    Runs are not all recorded at the same iterations where a warm-up ended at different times.
+    """
+    runs = rows.pivot_table(index="iteration", columns="seed", values="error")
+    return runs.interpolate("index", limit_area="inside")
+
+
+def _far_apart(runs):
+    return (runs.max(axis=1) - runs.min(axis=1) > 10).mean() >= 0.05
+
+
 def _top(shown):
     """The upper end of the error axis: like the paper's, it leaves out the first part of training.
 
-    It includes every net's median error shortly before the rate is first divided, and every run's final error.
+    The paper's 20 % for long runs, if most nets end below that. Else it includes every net's median error shortly
+    before the rate is first divided, and every run's final error.
     """
     part = shown["iteration"] / shown["iteration"].max()
+    ends = shown[part == 1]
+    if shown["iteration"].max() >= 1e4 and ends.groupby("net")["error"].max().median() < 20:
+        return 20
     middle = shown[part.between(0.3, 0.5)].groupby(["net", "part"])["error"].median().max()
-    return min(100, pd.Series([20, 1.15 * middle, 1.05 * shown["error"][part == 1].max()]).max())
+    return min(100, pd.Series([20, 1.15 * middle, 1.05 * ends["error"].max()]).max())
 
 
-def _panel(axes, histories, nets):
-    """Draw the nets from light (first) to dark (last), so that their order also shows in greyscale."""
-    last = max(1, len(nets) - 1)
-    colours = {net: plt.get_cmap("viridis")(0.65 * (1 - place / last)) for place, net in enumerate(nets)}
-    ends = {}
-    for net in nets:
+def _mark_rates(axes, histories):
+    """Mark where the rate was divided: in grey for all runs, else in the colour of each net."""
+    count = histories.groupby(["net", "seed"]).ngroups
+    for iteration, rows in histories[histories["divided"]].groupby("iteration"):
+        runs = rows.drop_duplicates(["net", "seed"])
+        for mark in ["0.5"] if len(runs) == count else map(colour, runs["net"]):
+            where = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+            axes.scatter(iteration, 1.02, color=[mark], marker="v", s=30, **where)
+
+
+def _panel(axes, histories, nets, singly):
+    """Draw the nets, with their names at the ends of their curves.
+
+    What lies below another curve still shows: each bold line is wider than the next one, dashes fill others' gaps.
+    """
+    nets, ends, (low, high) = [net for net in nets if net in set(histories["net"])], {}, axes.get_ylim()
+    widths = np.linspace(3.4, 2.2, len(nets)) if len(nets) > 1 else [STYLES["test error"]["linewidth"]]
+    for place, (net, width) in enumerate(zip(nets, widths, strict=True)):
         for part, rows in histories[histories["net"] == net].groupby("part", sort=False):
-            options = {"errorbar": ("pi", 100), "color": colours[net], "ax": axes} | STYLES[part]
-            sns.lineplot(rows, x="iteration", y="error", **options)
-            ends[net] = rows.loc[rows["iteration"] == rows["iteration"].max(), "error"].mean()
-    for net, place in _apart(ends, *axes.get_ylim()).items():
-        text = {"va": "center", "color": colours[net], "weight": "bold", "fontsize": "small"}
-        axes.annotate(net, (1.01, place), xycoords=("axes fraction", "data"), annotation_clip=False, **text)
+            runs, style = _runs(rows), {"color": colour(net), "zorder": 2} | STYLES[part]
+            if part == "test error":
+                style["linewidth"] = 1.2 if net in singly else width
+            else:
+                style["linewidth"] = 0.8 if net in singly else style["linewidth"]
+                dash = 4 / style["linewidth"]  # in widths of the line
+                style |= {"linestyle": (2 * dash * place / len(nets), (dash, dash)), "zorder": 2.5}
+            if net in singly:
+                axes.plot(runs.index, runs, **style)
+            else:
+                axes.plot(runs.index, runs.mean(axis=1), **style)
+                if runs.shape[1] > 1:
+                    edges = runs.min(axis=1), runs.max(axis=1)
+                    axes.fill_between(runs.index, *edges, color=colour(net), alpha=0.2, linewidth=0)
+            final = runs.iloc[-1].dropna()
+            ends[net] = (runs.index[-1], list(final) if net in singly else [final.mean()])
+    means = {net: sum(final) / len(final) for net, (_, final) in ends.items()}
+    for net, place in _apart({net: min(mean, high) for net, mean in means.items()}, low, high).items():
+        name = spelled(net) if means[net] <= high else f"{spelled(net)}: {means[net]:.0f} %"
+        text = {"va": "center", "color": colour(net), "weight": "bold", "fontsize": "small"}
+        text |= {"xytext": (1.04, place), "textcoords": ("axes fraction", "data"), "annotation_clip": False}
+        line = {"arrowstyle": "-", "color": colour(net), "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0}
+        last, final = ends[net]
+        for number, end in enumerate(final):  # one name, and a line to each end
+            axes.annotate("" if number else name, (last, min(end, high)), arrowprops=line, **text)
 
 
 def _apart(ends, low, high):
-    """Heights of the labels: at the ends of the curves, moved up where two would overlap, within the axis."""
-    gap, place, places = 0.055 * (high - low), low - high, {}
+    """Heights of the labels: as near to the ends of the curves as they can be without overlap, within the axis."""
     order = sorted(ends, key=ends.get)
-    for number, net in enumerate(order):
-        highest = high - gap * (len(order) - 1 - number)
-        place = max(place + gap, min(ends[net], highest))
-        places[net] = place
-    return places
+    gap = min(0.055, 1 / max(1, len(order))) * (high - low)
+    offsets = gap * np.arange(len(order))
+    fitted = isotonic_regression([ends[net] for net in order] - offsets) if order else offsets
+    return dict(zip(order, np.clip(fitted, low, high - offsets[-1:].sum()) + offsets, strict=True))

@@ -1,12 +1,12 @@
 """Tables and figures of what passes through the layers: Fig. 7, and the evidence on vanishing gradients (4.1)."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
-import seaborn as sns
 
-from replication.report.error_curves import STYLE
+from replication.report.error_curves import STYLE, colour
 from replication.report.metrics import gradient_gain, least_variance, mean_residual, mean_response
-from replication.report.tables import conditions_of, group, spread
+from replication.report.tables import conditions_of, group, spelled, spread
 from replication.runs.records import ended
 
 
@@ -44,7 +44,7 @@ def table(records):
 
 def readable(measured):
     """A table of ``table`` for the eye."""
-    shown = {"net": measured["net"], "runs": measured["n"]}
+    shown = {"net": measured["net"].map(spelled), "runs": measured["n"]}
     for name, (words, _) in COLUMNS.items():
         shown[words] = [spread(row, name, ".3g") for row in measured.to_dict("records")]
     return pd.DataFrame(shown)
@@ -55,14 +55,19 @@ def figure_7(records):
     """Fig. 7: standard deviations of the responses of all 3x3 layers at the end of training.
 
     Top: in layer order; bottom: from the largest to the smallest. Plain nets are dashed. Several seeds are shown as
-    their mean. Raises ValueError for records of different conditions and for those without layers.
+    their mean. The axis is linear as in the paper, and ends at three times the median; a line in the figure says what
+    lies above. Raises ValueError for records of different conditions and for those without layers.
     """
     layers = _mean_layers(records, "3x3 conv")
-    last = layers[layers["iteration"] == layers["iteration"].max()].groupby("net", sort=False)["response_std"]
+    at_end = layers[layers["iteration"] == layers["iteration"].max()]
+    last, values = at_end.groupby("net", sort=False)["response_std"], at_end["response_std"]
     figure, (above, below) = plt.subplots(2, 1, figsize=(7.5, 7), sharex=True, sharey=True)
     _lines(above, {net: (range(1, len(rows) + 1), rows) for net, rows in last})
     _lines(below, {net: (range(1, len(rows) + 1), rows.sort_values(ascending=False)) for net, rows in last})
-    above.set(title="in the order of the layers", ylabel="standard deviation")
+    top = min(1.05 * values.max(), 3 * values.median())
+    above.set(title="in the order of the layers", ylabel="standard deviation", ylim=(0, top))
+    notes = [_beyond(net, rows, top) for net, rows in last if (rows > top).any()]
+    below.text(0.98, 0.95, "\n".join(notes), transform=below.transAxes, ha="right", va="top", fontsize="small")
     below.set(title="from the largest to the smallest", ylabel="standard deviation", xlabel="3x3 layer")
     return _with_legend(figure, records)
 
@@ -127,6 +132,13 @@ def _mean_layers(records, kind=""):
     return every.groupby(["net", "iteration", "layer", "name", "kind"], sort=False, as_index=False).mean()
 
 
+def _beyond(net, rows, top):
+    """What of a net's line lies above the axis, in words."""
+    count = (rows > top).sum()
+    layers = f"{count} layer{'s' if count > 1 else ''} of {spelled(net)}"
+    return f"not shown: {layers} above {top:.1f}, up to {rows.max():.3g}"
+
+
 def _at_start_and_end(panels, layers, column, ylabel, xlabel, log=True):
     times = {"at the start": 0, "at the end": layers["iteration"].max()}
     for axes, (title, time) in zip(panels, times.items(), strict=True):
@@ -135,23 +147,19 @@ def _at_start_and_end(panels, layers, column, ylabel, xlabel, log=True):
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
 
 
-def _lines(axes, lines, log=None):
-    """One line per net, dashed for plain nets. If ``log`` is None, the axis is logarithmic for values far apart."""
-    values = pd.concat([y for _, y in lines.values()])
-    if values.max() > 10 * values.median() if log is None else log:
+def _lines(axes, lines, log=False):
+    """One line per net, dashed for plain nets. What lies below another line still shows: each is wider than the next
+    one, and dashes are on top."""
+    if log:
         axes.set_yscale("log")
-    for net, (x, y) in lines.items():
-        axes.plot(x, y, label=net, linewidth=1.8, linestyle="--" if "plain" in net else "-")
+    for (net, (x, y)), width in zip(lines.items(), np.linspace(3, 1.4, len(lines)), strict=True):
+        style = {"linestyle": "--", "zorder": 2.5, "linewidth": 1.8} if "plain" in net else {"linewidth": width}
+        axes.plot(x, y, label=spelled(net), color=colour(net), **style)
 
 
 def _with_legend(figure, records):
-    """The figure with a colour for each net, one legend for all panels, and its conditions above."""
-    nets = list(dict.fromkeys(record.net for record in records))
-    colours = dict(zip(nets, sns.color_palette("colorblind", len(nets)), strict=True))
-    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines if line.get_label() in colours}
-    for axes in figure.axes:
-        for line in axes.lines:
-            line.set_color(colours.get(line.get_label(), line.get_color()))
+    """The figure with one legend for all panels, and its conditions above."""
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_legend_handles_labels()[0]}
     figure.suptitle(conditions_of(records), fontsize="small", color="0.35")
     figure.tight_layout(w_pad=2)
     columns = len(lines) if figure.get_figwidth() > 10 else 3
