@@ -61,6 +61,80 @@ TABLE_6 = Published(
 WARMED_UP = (6.61, 0.16)  # test error of ResNet-110 over five runs: mean and standard deviation (Table 6)
 
 
+class Yardstick(NamedTuple):
+    """What others measured for these nets: test errors on the original CIFAR-10, neither the paper's nor ours."""
+
+    source: str
+    rule: str  # whose error it is: the "last" epoch's, or that of the "best" on the test images, which is the lower
+    runs: int  # of each net
+    errors: dict  # by net: of one run its error, of several their mean and standard deviation
+
+
+def _by_depth(kind, *errors):
+    return {f"{kind}-{depth}": error for depth, error in zip((20, 32, 44, 56, 110, 1202), errors, strict=False)}
+
+
+YARDSTICKS = (
+    Yardstick(
+        "pytorch_warmup, example without warm-up, 186 epochs",
+        "not stated, probably best",
+        5,
+        _by_depth("resnet", (8.11, 0.16), (7.93, 0.62), (7.47, 0.50), (7.53, 1.01), (7.76, 0.69)),
+    ),
+    Yardstick(
+        "pytorch_warmup, example with a warm-up of 1,000 iterations",
+        "not stated, probably best",
+        5,
+        _by_depth("resnet", (8.06, 0.21), (7.27, 0.21), (6.99, 0.19), (6.80, 0.12), (6.28, 0.10)),
+    ),
+    Yardstick(
+        "README of a ResNet from scratch, 64,000 iterations, float16",
+        "not stated",
+        1,
+        _by_depth("resnet", 8.24, 7.36, 7.38, 8.30, 6.96) | _by_depth("plain", 9.63, 9.92, 10.36, 14.22),
+    ),
+    Yardstick(
+        "README, 64,000 iterations on 45,000 images",
+        "not stated",
+        1,
+        _by_depth("resnet", 9.18, 8.68, 8.13, 7.10, 6.95),
+    ),
+    Yardstick(
+        "akamaster/pytorch_resnet_cifar10, 200 epochs",
+        "best",
+        1,
+        _by_depth("resnet", 8.27, 7.37, 6.90, 6.61, 6.32, 6.18),
+    ),
+    Yardstick(
+        "akamaster/pytorch_resnet_cifar10, run again by a user",
+        "best",
+        6,
+        {"resnet-56": (7.56, 0.54)},  # 7.4, 7.29, 7.4, 6.89, 8.42 and 7.95
+    ),
+    Yardstick(
+        "gcr/torch-residual-networks, 200 epochs",
+        "not stated",
+        1,
+        _by_depth("resnet", 8.29, 7.63, 7.14, 6.94, 6.73),
+    ),
+    Yardstick(
+        "a-martyn/resnet",
+        "best",
+        1,
+        _by_depth("resnet", 8.0, 7.51, 7.38, 7.33) | _by_depth("plain", 9.5, 9.92, 11.35, 12.76),
+    ),
+    Yardstick(
+        "junyuseu/pytorch-cifar-models, 160 epochs",
+        "best",
+        1,
+        _by_depth("resnet", 8.33, 7.36, 6.77, 6.73, 6.13),
+    ),
+    Yardstick("robertkoller/ResNet-Reproduction", "last", 1, _by_depth("plain", 9.52, 10.21, 12.51, 12.88)),
+)
+# Test errors of the plain nets as a-martyn/resnet reads them off Fig. 6: the paper prints none.
+PLAIN_READ = _by_depth("plain", 9.5, 10, 12, 13.5)
+
+
 IMAGENET = {"dataset": "imagenet", "recipe": "imagenet", "iterations": 600_000, "holdout": 0}
 TABLE_2 = Published(
     {"plain-18": (27.94, None), "resnet-18": (27.88, None), "plain-34": (28.54, None), "resnet-34": (25.03, None)},

@@ -522,3 +522,68 @@ def test_names_from_outside_are_escaped(make, tmp_path):
     text = (tmp_path / "table.md").read_text()
     assert "<script" not in text
     assert r"</script>\|x" in text.replace("&lt;", "<")
+
+
+def test_yardsticks_stand_beside_ours_and_are_never_ours(make):
+    records = [make(1, error, net="resnet-20", dataset="cifar10", seed=seed) for seed, error in enumerate((8.3, 8.5))]
+    records += [
+        make(1, 9.4, net="plain-20", dataset="cifar10"),
+        make(0, 0, net="resnet-32", dataset="cifar10", diverged=9),
+    ]
+    records.append(make(1, 7.7, net="resnet-20", dataset="cifar10", seed=2, bn_batch=64))
+    others = [
+        {"dataset": "cifar10-jpeg"},
+        {"dataset": "cifar10", "schedule": 0.5},
+        {"dataset": "cifar10", "holdout": 5000},
+    ]
+    records += [make(1, 3.21, net="resnet-20", **fields) for fields in others]
+    table = report.yardsticks(records)
+    theirs, ours = (table[table["source"].str.startswith("ours") == own] for own in (False, True))
+    assert ours[["nets", "epoch", "runs", "20", "32"]].to_numpy().tolist() == [
+        ["residual nets", "last", "2", "8.30, 8.50", "–"],
+        ["residual nets", "last", "1", "7.70", "–"],
+        ["plain nets", "last", "1", "9.40", "–"],
+    ]
+    pd.testing.assert_frame_equal(theirs.reset_index(drop=True), report.yardsticks())
+    assert not table.isin(["3.21", "4.56"]).any(axis=None)
+    first = theirs.iloc[0]
+    assert [first[name] for name in ("20", "32", "44", "56")] == ["8.75", "7.51", "7.17", "6.97"]
+    assert (first["110"], first["1202"]) == ("6.43 best, 6.61 ± 0.16 of 5", "7.93")
+
+
+def test_yardsticks_are_complete_and_plausible():
+    for each in paper.YARDSTICKS:
+        assert each.rule in ("last", "best", "not stated", "not stated, probably best")
+        for net, error in each.errors.items():
+            models.NetName.parse(net)
+            assert isinstance(error, tuple) == (each.runs > 1)  # mean and standard deviation of several
+            mean = error[0] if each.runs > 1 else error
+            if net.startswith("resnet"):
+                assert abs(mean - paper.TABLE_6.errors[net]) < 1.8, (each.source, net)
+            else:
+                assert abs(mean - paper.PLAIN_READ[net]) < 1.8, (each.source, net)
+    (again,) = (each for each in paper.YARDSTICKS if each.runs == 6)
+    runs = [7.4, 7.29, 7.4, 6.89, 8.42, 7.95]
+    assert again.errors["resnet-56"] == pytest.approx((np.mean(runs), np.std(runs, ddof=1)), abs=0.005)
+
+
+def test_errors_against_depth_show_ones_own_runs_under_the_papers_conditions(make):
+    records = [make(1, error, net="resnet-20", dataset="cifar10", seed=seed) for seed, error in enumerate((8.3, 8.5))]
+    records += [make(1, 6.7, net="resnet-110", dataset="cifar10"), make(1, 9, net="resnet-56", dataset="cifar10-jpeg")]
+    figure = report.figure_depths(records)
+    (axes,) = figure.axes
+    own = [line for line in axes.lines if line.get_markersize() == 9 and len(line.get_xdata())]
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in own] == [([0, 0], [8.3, 8.5]), ([4], [6.7])]
+    assert own[0].get_color() == error_curves.colour("resnet-20")
+    others = [line for line in axes.lines if line.get_color() == "0.65"]
+    assert len(others) == sum(net.startswith("resnet") for each in paper.YARDSTICKS for net in each.errors)
+    assert "3 runs of ours" in figure.get_suptitle()
+    plain = report.figure_depths([*records, make(1, 9.4, net="plain-20", dataset="cifar10")])
+    assert [axes.get_title() for axes in plain.axes] == ["plain nets", "residual nets"]
+
+
+def test_errors_against_depth_without_a_run_say_so(make):
+    for records in ([], [make(1, 9, net="resnet-56")], [make(0, 0, net="resnet-20", dataset="cifar10", diverged=3)]):
+        figure = report.figure_depths(records)
+        assert "no runs of ours" in figure.get_suptitle()
+        assert "ours: every run" not in {text.get_text() for text in figure.legends[0].get_texts()}

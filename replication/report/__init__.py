@@ -2,7 +2,7 @@
 
 from replication.report.claims import findings, scorecard
 from replication.report.diagrams import figure_2, figure_3, figure_5
-from replication.report.error_curves import curves, figure_1, figure_4, figure_6, save_figure, speeds
+from replication.report.error_curves import curves, figure_1, figure_4, figure_6, figure_depths, save_figure, speeds
 from replication.report.tables import (
     caution,
     errors,
@@ -12,9 +12,10 @@ from replication.report.tables import (
     spelled,
     styled,
     tested,
+    yardsticks,
 )
 
 __all__ = ["findings", "scorecard"]
-__all__ += ["curves", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6"]
+__all__ += ["curves", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_depths"]
 __all__ += ["save_figure", "speeds"]
-__all__ += ["caution", "errors", "readable", "save_errors", "save_table", "spelled", "styled", "tested"]
+__all__ += ["caution", "errors", "readable", "save_errors", "save_table", "spelled", "styled", "tested", "yardsticks"]

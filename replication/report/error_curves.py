@@ -1,4 +1,4 @@
-"""Error curves: Figs. 1, 4 and 6; and the figure of speeds."""
+"""Error curves: Figs. 1, 4 and 6; errors against depth; and the figure of speeds."""
 
 import pathlib
 import re
@@ -10,7 +10,8 @@ import seaborn as sns
 from sklearn.isotonic import isotonic_regression
 
 from replication.engine.files import write
-from replication.report.tables import ERRORS, KINDS, conditions_of, spelled
+from replication.paper import PLAIN_READ, TABLE_6, WARMED_UP, YARDSTICKS
+from replication.report.tables import ERRORS, KINDS, conditions_of, like_table_6, spelled
 
 STYLE = sns.axes_style("whitegrid") | sns.plotting_context("notebook", font_scale=1.1)
 STYLES = {
@@ -28,6 +29,8 @@ COLOURS = {
     "without warm-up": ("copper", 0.6, 0.2),
 }
 SHADES = {8: 0, 20: 0.1, 32: 0.27, 44: 0.44, 56: 0.6, 110: 0.78, 152: 0.9, 1202: 1}
+OTHERS = {"color": "0.65", "marker": "s", "markersize": 5, "linestyle": ""}  # marks of what others measured
+BEST = OTHERS | {"markerfacecolor": "white"}
 
 
 def save_figure(figure, folder, name):
@@ -121,6 +124,58 @@ def by_kind(records, depths):
         if nets := [net for net in (f"{kind}-{depth}" for depth in depths) if net in run]:
             panels[words] = nets
     return panels
+
+
+@plt.rc_context(STYLE)
+def figure_depths(records):
+    """Test error on CIFAR-10 against depth: one's own runs beside Table 6, and in grey what others measured.
+
+    One's own are the last errors of every run under the paper's conditions; other runs are not shown. A panel for each
+    kind of net among the records. Others' marks are hollow for the best epoch, and have bars of one standard deviation.
+    """
+    own = like_table_6(records)
+    kinds = [kind for kind in KINDS if any(record.net.startswith(kind) for record in records)] or ["resnet"]
+    figure, panels = plt.subplots(1, len(kinds), figsize=(6.5 * len(kinds), 5), squeeze=False)
+    papers = {"black": TABLE_6.errors | {"resnet-110": WARMED_UP[0]}, "0.4": PLAIN_READ}
+    for axes, kind in zip(panels[0], kinds, strict=True):
+        nets = [net for net in TABLE_6.errors | PLAIN_READ if net.startswith(kind)]
+        for number, each in enumerate(YARDSTICKS):
+            for place, net in enumerate(nets):
+                if net in each.errors:
+                    mean, deviation = each.errors[net] if each.runs > 1 else (each.errors[net], None)
+                    at, style = (
+                        place - 0.3 + 0.6 * number / (len(YARDSTICKS) - 1),
+                        BEST if "best" in each.rule else OTHERS,
+                    )
+                    axes.errorbar(at, mean, deviation, ecolor="0.75", **style)
+        for place, net in enumerate(nets):
+            for shade, errors in papers.items():
+                if net in errors:
+                    axes.hlines(errors[net], place - 0.4, place + 0.4, color=shade, linewidth=2)
+            values = [record.summary["test_error"] for record in own if record.net == net]
+            axes.plot([place] * len(values), values, "o", color=colour(net), markersize=9, markeredgecolor="white")
+        axes.set(title=KINDS[kind], xlabel="layers", ylabel="test error (%)")
+        axes.set_xticks(range(len(nets)), [net.split("-")[1] for net in nets])
+        axes.grid(False, axis="x")
+    shown = {
+        "ours: every run": {"color": colour("resnet-56"), "marker": "o", "linestyle": "", "markersize": 9},
+        "paper (110 layers: mean of five)": {"color": "black", "linewidth": 2},
+        "others, last epoch or not stated": OTHERS,
+        "others, best epoch, or probably": BEST,
+    }
+    if "plain" in kinds:
+        shown["read off the paper's Fig. 6"] = {"color": "0.4", "linewidth": 2}
+    if not own:
+        del shown["ours: every run"]
+    handles = [plt.Line2D([], [], label=label, **style) for label, style in shown.items()]
+    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=2, frameon=False)
+    count = f"{len(own) or 'no'} run{'' if len(own) == 1 else 's'} of ours"
+    figure.suptitle(
+        f"cifar10, 64,000 iterations: {count}; others also 160 to 200 epochs", fontsize="small", color="0.35"
+    )
+    figure.tight_layout(w_pad=3)
+    plt.close(figure)  # as in ``curves``
+    return figure
 
 
 def speeds(table):

@@ -7,8 +7,8 @@ import re
 import pandas as pd
 
 from replication.engine.files import write
-from replication.paper import TABLE_6
-from replication.runs.records import CONDITIONS, in_words
+from replication.paper import PLAIN_READ, TABLE_6, WARMED_UP, YARDSTICKS, Yardstick
+from replication.runs.records import CONDITIONS, by_conditions, ended, in_words
 
 KINDS = {"plain": "plain nets", "resnet": "residual nets"}
 ERRORS = {"train_error": "training error", "test_error": "test error"}
@@ -73,6 +73,41 @@ def tested(records, evaluations, published):
     images = max((each["images"] for each in evaluations.values()), default=0)
     table = _table(rows, "members", TOP_K, theirs, published, images=images)
     return table.assign(comparable=table["comparable"] & (images == 50_000)).drop(columns=["diverged", "seconds"])
+
+
+def like_table_6(records):
+    """The records that may be compared with Table 6: of its nets and the plain ones, on CIFAR-10, in full length."""
+    nets, wanted = TABLE_6.errors | PLAIN_READ, TABLE_6.conditions.items()
+    return [record for record in ended(records)[0] if record.net in nets and wanted <= record.conditions.items()]
+
+
+def yardsticks(records=()):
+    """Test errors on CIFAR-10 as text, in percent: the paper's, what others measured for the same nets, and ours.
+
+    A row for each kind of net and source, a column for each depth. Of several runs they are mean ± standard deviation;
+    ours are the last errors of runs under the paper's own conditions, up to three of them one by one.
+    """
+    theirs = [Yardstick("the paper's Table 6", "not stated", 1, TABLE_6.errors)]
+    theirs += [Yardstick("the paper's Fig. 6, as a-martyn/resnet reads it", "not stated", 1, PLAIN_READ), *YARDSTICKS]
+    rows = []
+    for kind, words in reversed(KINDS.items()):
+        shown = [(each, {net: _as_text(error) for net, error in each.errors.items()}) for each in theirs]
+        own = [record for record in like_table_6(records) if record.net.startswith(kind)]
+        for _, conditions, members in by_conditions(own):
+            table = errors(members).to_dict("records")
+            counts = " to ".join(map(str, sorted({row["n"] for row in table})))
+            texts = {row["net"]: spread(row, "test_error") for row in table}
+            shown.append((Yardstick(f"ours: {conditions}", "last", counts, {}), texts))
+        for each, texts in shown:
+            cells = {net.split("-")[1]: text for net, text in texts.items() if net.startswith(kind)}
+            if cells:
+                rows.append({"nets": words, "source": each.source, "epoch": each.rule, "runs": str(each.runs)} | cells)
+    rows[0]["110"] += f" best, {_as_text(WARMED_UP)} of 5"
+    return pd.DataFrame(rows).fillna("–")
+
+
+def _as_text(error):
+    return " ± ".join(map("{:.2f}".format, error)) if isinstance(error, tuple) else f"{error:.2f}"
 
 
 def group(rows, keys, names, digits=",.2f"):
