@@ -287,7 +287,7 @@ def _panel(axes, histories, nets, singly):
         name = spelled(net) if means[net] <= high else f"{spelled(net)}: {means[net]:.0f} %"
         text = {"va": "center", "color": colour(net), "weight": "bold", "fontsize": "small"}
         text |= {"xytext": (1.04, place), "textcoords": ("axes fraction", "data"), "annotation_clip": False}
-        line = {"arrowstyle": "-", "color": colour(net), "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0}
+        line = {"arrowstyle": "-", "color": colour(net), "relpos": (0, 0.5), "shrinkA": 3, "shrinkB": 0}
         last, final = ends[net]
         for number, end in enumerate(final):  # one name, and a line to each end
             axes.annotate("" if number else name, (last, min(end, high)), arrowprops=line, **text)
