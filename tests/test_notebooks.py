@@ -32,7 +32,7 @@ FIGURES = {
     "0_quickstart": ["figure_6"],
     "1_architectures": ["figure_2", "figure_3", "figure_5"],
     "2_plain_vs_residual": ["figure_1", "figure_6"],
-    "3_cifar_depths": ["figure_6"],
+    "3_cifar_depths": ["figure_6", "figure_depths"],
     "4_shortcuts": ["figure_6"],
     "5_layer_responses": ["figure_7", "residuals", "gradients", "signals"],
     "6_imagenet": ["figure_4"],

@@ -2,7 +2,8 @@
 
 import matplotlib.pyplot as plt
 
-from replication.report.error_curves import STYLE
+from replication.report.error_curves import STYLE, colour
+from replication.report.tables import spelled
 
 
 @plt.rc_context(STYLE)
@@ -16,12 +17,13 @@ def run_until(record, percent=100):
     history, layers = record.history, record.layers[record.layers["kind"] == "3x3 conv"]
     measured = layers["iteration"][layers["iteration"] <= iteration].max()
     now = layers[layers["iteration"] == measured]
+    shade = colour(record.net)
     figure, (errors, responses, gradients) = plt.subplots(1, 3, figsize=(16, 4.2))
     reached = history[history["iteration"] <= iteration]
     for column, style, width in (("train_error", "--", 1.3), ("test_error", "-", 2.6)):
         shown = reached[["iteration", column]].dropna()
         label = "training error" if column == "train_error" else "test error"
-        errors.plot(shown["iteration"], shown[column], style, color="C0", linewidth=width, label=label)
+        errors.plot(shown["iteration"], shown[column], style, color=shade, linewidth=width, label=label)
     errors.set(title="errors", xlabel="iterations", ylabel="error (%)", xlim=(0, record.run.settings.iterations))
     errors.set_ylim(0, min(100, 1.05 * history[["train_error", "test_error"]].max().max()))
     errors.legend()
@@ -29,7 +31,7 @@ def run_until(record, percent=100):
         (responses, "response_std", "responses"),
         (gradients, "gradient_norm", "gradients"),
     ):
-        axes.plot(range(1, len(now) + 1), now[column], color="C0", linewidth=1.8)
+        axes.plot(range(1, len(now) + 1), now[column], color=shade, linewidth=1.8)
         axes.set(title=f"{title}, iteration {measured:,}", xlabel="3x3 layer", xlim=(1, len(now)))
     responses.set(ylabel="standard deviation", ylim=(0, 1.05 * layers["response_std"].max()))
     positive = layers["gradient_norm"][layers["gradient_norm"] > 0]
@@ -46,9 +48,9 @@ def lesion_figure(tables):
     figure, panels = plt.subplots(1, len(tables), figsize=(5.5 * len(tables), 4), sharey=True, squeeze=False)
     for axes, (name, table) in zip(panels[0], tables.items(), strict=True):
         whole, rows = table["error"].iloc[0], table.iloc[1:]
-        axes.bar(range(1, len(rows) + 1), rows["error"], color="C0")
-        axes.axhline(whole, color="C1", linewidth=2)
-        axes.set(title=f"{name} (line: whole net, {whole:.1f} %)", xlabel="block left out")
+        axes.bar(range(1, len(rows) + 1), rows["error"], color=colour(name))
+        axes.axhline(whole, color="0.15", linewidth=2)
+        axes.set(title=f"{spelled(name)} (line: whole net, {whole:.1f} %)", xlabel="block left out")
         axes.set(xlim=(0.4, len(rows) + 0.6), ylim=(0, 100))
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         axes.grid(visible=False, axis="x")
@@ -68,7 +70,9 @@ def pictures(dataset, table, most=12):
         axes.set_axis_off()
     for axes, row in zip(grid.flat, rows.to_dict("records"), strict=False):
         axes.imshow(dataset.test.pixels[row["image"]], interpolation="nearest")
-        words = [f"is {dataset.classes[row['label']]}"] + [f"{name}: {dataset.classes[row[name]]}" for name in names]
+        words = [f"is {dataset.classes[row['label']]}"] + [
+            f"{spelled(name)}: {dataset.classes[row[name]]}" for name in names
+        ]
         axes.set_title("\n".join(words), fontsize="x-small", loc="left")
     figure.tight_layout()
     plt.close(figure)
