@@ -267,6 +267,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c
         (archive("w:gz", "resnet20.th"), "a gzip archive: unpack it"),
         ("<!doctype html><title>\u767b\u5f55</title>\t".encode(), "a web page"),
     ],
+    ids=["empty", "lfs", "html", "xml", "text", "json", "zip", "tar", "gzip", "chinese"],
 )
 def test_what_lies_in_place_of_the_weights_is_said(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
@@ -275,7 +276,9 @@ def test_what_lies_in_place_of_the_weights_is_said(tmp_path, name, content, said
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x89HDF\r\n\x1a\n" + bytes(90), b"PK\x03\x04" + bytes(90), bytes(9), b"\x80\x02."]
+    "content",
+    [b"\x89HDF\r\n\x1a\n" + bytes(90), b"PK\x03\x04" + bytes(90), bytes(9), b"\x80\x02."],
+    ids=["hdf", "zip", "zeros", "pickle"],
 )
 def test_what_is_unknown_is_refused(tmp_path, content):
     (tmp_path / "a.pth").write_bytes(content)
