@@ -7,15 +7,27 @@ import torch
 from torch import nn
 
 from replication import evaluate
+from replication.data import check_name
 from replication.data.batches import normalize
 from replication.engine.checks import choice
-from replication.models import BasicBlock, Bottleneck
+from replication.models import BasicBlock, Bottleneck, NetName
+from replication.recipes import RECIPES
 from replication.report.by_hand import lesion_figure as lesion_figure
 from replication.report.by_hand import pictures as pictures
 from replication.report.by_hand import run_until
+from replication.runs import a_list
 from replication.runs.records import by_conditions, ended
 
 PERCENTS = tuple(range(0, 101, 5))  # of the iterations, where the dial stops
+
+
+def check(recipe=None, **nets):
+    """Raise TypeError or ValueError for an unknown recipe, and for lists of anything but names of CIFAR nets."""
+    if recipe is not None:
+        choice("recipe", recipe, RECIPES)
+    for field, names in nets.items():
+        for name in a_list(field, names):
+            NetName.parse(name)
 
 
 def alike(records, dataset, recipe=None):
@@ -23,6 +35,7 @@ def alike(records, dataset, recipe=None):
 
     Raises ValueError where there are none, naming the data sets that have records.
     """
+    check_name(dataset)
     for _, _, members in by_conditions(records):
         run = members[0].run
         if run.dataset == dataset and recipe in (None, run.recipe):

@@ -15,7 +15,7 @@ from jupyter_client.manager import start_new_kernel
 from replication import finished, grid, trainers
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 TINY = {
     "0_quickstart": "schedule: 0.01",
     "1_architectures": "",
@@ -120,7 +120,7 @@ def test_bad_parameters_fail_before_anything_is_written(name, parameters, messag
     assert done.stderr.rstrip().endswith(f'"In [{number}]":\n{error.traceback[0]}')
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS.values(), ids=lambda path: path.stem)
 def test_notebooks_in_git_are_well_formed_and_carry_no_outputs(path):
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
@@ -169,7 +169,9 @@ def test_errors_in_a_cell_are_one_message_and_bugs_keep_their_traceback(tmp_path
     broken.mkdir(parents=True)
     (broken / "run.json").write_text("{")
     (broken / "summary.json").write_text("{}")
-    cells = [cell.source for cell in nbformat.read(NOTEBOOKS[2], 4).cells if cell.cell_type == "code"]
+    cells = [
+        cell.source for cell in nbformat.read(NOTEBOOKS["2_plain_vs_residual"], 4).cells if cell.cell_type == "code"
+    ]
     manager, client = start_new_kernel(cwd=ROOT / "notebooks")
     try:
         for cell in (cells[0], f"results, depths = {str(results)!r}, [20]", cells[1]):
@@ -201,7 +203,7 @@ def test_errors_in_a_cell_are_one_message_and_bugs_keep_their_traceback(tmp_path
 
 
 def test_every_notebook_is_run_by_these_tests():
-    assert [path.stem for path in NOTEBOOKS] == sorted(TINY) == sorted(FIGURES)
+    assert list(NOTEBOOKS) == sorted(TINY) == sorted(FIGURES)
 
 
 SHARED = 'dataset = "digits"\nnets = ["resnet-14", "plain-14"]\nseeds = [3]\nschedule = 0.2\n'
@@ -236,7 +238,7 @@ def test_runs_go_on_from_an_interrupted_notebook_to_a_killed_one_to_another(tmp_
     runs = grid(["resnet-14", "plain-14"], seeds=[3], schedule=0.2)
 
     # A kernel as JupyterLab starts it, in the notebook's folder, and its button for an interrupt.
-    cells = [cell.source for cell in nbformat.read(NOTEBOOKS[5], 4).cells if cell.cell_type == "code"]
+    cells = [cell.source for cell in nbformat.read(NOTEBOOKS["5_layer_responses"], 4).cells if cell.cell_type == "code"]
     manager, client = start_new_kernel(cwd=ROOT / "notebooks")
     try:
         for cell in (cells[0], f"{SHARED}results = {str(results)!r}", cells[1]):

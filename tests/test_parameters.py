@@ -32,6 +32,8 @@ WRONG = {
     "fresh": (None, 0, "no"),
     "readme": (None, 0, "no"),
     "judged": (None, 7, "all", []),
+    "lesions": (None, "resnet-20", [20], ["resnet-21"]),
+    "pair": (None, "resnet-20", [20], ["plain-20-C"]),
     "results": (None, 7, ""),
     "data": (None, 7, ""),
     "output": (None, 7, ""),
@@ -39,7 +41,9 @@ WRONG = {
 NAMED = {
     "cluster": "executor",
     "ensemble": "ensemble|net of the ensemble",
+    "lesions": "lesions|net|depth",
     "nets": "nets?",
+    "pair": "pair|net|shortcut",
     "shortcuts": "shortcuts?|net",
 }
 

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "clusters": {"engine", "data", "trainers"},
     "sweeps": {"engine", "data", "runs", "trainers", "clusters"},
     "verify": {"engine", "data", "runs", "trainers"},
-    "explore": {"engine", "data", "models", "evaluate", "report", "runs"},
+    "explore": {"engine", "data", "models", "recipes", "evaluate", "report", "runs"},
     "report": {"engine", "paper", "runs"},
     "benchmark": {"engine", "data", "paper", "runs", "trainers", "sweeps", "report"},
     "__main__": {"engine", "runs", "trainers", "verify"},
