@@ -164,7 +164,7 @@ def make(tmp_path):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=25, help="how often test_kills.py kills training")
+    parser.addoption("--kills", type=int, default=12, help="how often test_kills.py kills training")
 
 
 SLOW = ("test_notebooks", "test_kills", "test_clusters", "test_processes", "test_sweeps", "test_steps", "test_trainers")

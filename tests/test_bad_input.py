@@ -48,7 +48,7 @@ TEXT = st.sampled_from(NAMES) | st.text()
 NUMBERS = st.integers() | st.floats() | st.sampled_from([10**30, -1, 0, float("nan"), float("inf"), 1 + 1e-9])
 SIMPLE = st.none() | st.booleans() | NUMBERS | TEXT | st.binary() | st.just(object())
 ANYTHING = SIMPLE | st.lists(SIMPLE, max_size=3) | st.tuples(SIMPLE) | st.dictionaries(st.text(), SIMPLE, max_size=2)
-settings.register_profile("here", deadline=None, derandomize=True, max_examples=150)
+settings.register_profile("here", deadline=None, derandomize=True, max_examples=80)
 settings.load_profile("here")
 
 
