@@ -1,9 +1,32 @@
 """Training recipes: the paper's (sections 3.4 and 4.2), one from a reader's note, and short ones for small data sets.
 
 Recipes are immutable; the learning rate is a pure function of the iteration and of the errors recorded before it.
+Numbers that no training can have raise TypeError or ValueError by the name of their field.
 """
 
-from dataclasses import dataclass, replace
+import numbers
+from dataclasses import dataclass, fields, replace
+
+from replication.engine import files
+from replication.engine.checks import choice, divisor, whole
+
+
+def _set(owner, **values):
+    for field, value in values.items():
+        object.__setattr__(owner, field, value)
+
+
+def _number(field, value, words, fits):
+    """``value`` as a float if it ``fits``, else a TypeError or ValueError that says in words what does."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{field} {value!r}: give a number {words}")
+    if not fits(value):
+        raise ValueError(f"{field} {value!r}: choose a number {words}")
+    return float(value)
+
+
+def _lr(value):
+    return _number("lr", value, "above 0 and below 1e30", lambda lr: 0 < lr < 1e30)
 
 
 @dataclass(frozen=True)
@@ -17,6 +40,11 @@ class Warmup:
     until: float  # percent: the warm-up ends with the first epoch whose mean training error is below this
     depth: int  # layers: shallower nets are not warmed up
 
+    def __post_init__(self):
+        until = _number("until", self.until, "from 0 to 100", lambda percent: 0 <= percent <= 100)
+        until = int(until) if until.is_integer() else until  # 80 and 80.0 are one recipe
+        _set(self, lr=_lr(self.lr), until=until, depth=whole("depth", self.depth))
+
 
 @dataclass(frozen=True)
 class Plateau:
@@ -26,6 +54,12 @@ class Plateau:
     patience: int  # iterations without improvement
     threshold: float = 0.01  # smallest improvement that counts, relative to the best error
     divisions: int = 3  # the maximum
+
+    def __post_init__(self):
+        choice("watch", self.watch, ("train_error", "test_error"))
+        threshold = _number("threshold", self.threshold, "from 0 to below 1", lambda part: 0 <= part < 1)
+        patience, divisions = whole("patience", self.patience, 1), whole("divisions", self.divisions)
+        _set(self, patience=patience, threshold=threshold, divisions=divisions)
 
 
 @dataclass(frozen=True)
@@ -44,6 +78,35 @@ class Recipe:
     milestones: tuple[int, ...] = ()  # iterations
     plateau: Plateau | None = None
     warmup: Warmup | None = None
+
+    def __post_init__(self):
+        iterations, batch = whole("iterations", self.iterations, 1), whole("batch", self.batch, 1)
+        if not isinstance(self.milestones, list | tuple):
+            raise TypeError(f"milestones {self.milestones!r}: give a list of iterations, such as [32000, 48000]")
+        milestones = tuple(whole("milestones", milestone, 0, iterations) for milestone in self.milestones)
+        if list(milestones) != sorted(milestones):
+            raise ValueError(f"milestones {milestones}: give them in ascending order")
+        for field, kind in {"plateau": Plateau, "warmup": Warmup}.items():
+            if not isinstance(getattr(self, field), kind | None):
+                raise TypeError(f"{field} {getattr(self, field)!r}: give a {kind.__name__}, or None")
+        _set(self, iterations=iterations, batch=batch, lr=_lr(self.lr), milestones=milestones)
+        momentum = _number("momentum", self.momentum, "from 0 to below 1", lambda value: 0 <= value < 1)
+        decay = _number("weight_decay", self.weight_decay, "from 0 to below 1e30", lambda value: 0 <= value < 1e30)
+        bn_batch = None if self.bn_batch is None else divisor("bn_batch", self.bn_batch, batch, "the batch")
+        _set(self, momentum=momentum, weight_decay=decay, bn_batch=bn_batch)
+
+    @classmethod
+    def from_dict(cls, values):
+        """The recipe of a ``run.json``, where it is what ``asdict`` gives."""
+        parts = {"plateau": Plateau, "warmup": Warmup}
+        return cls(**values | {name: kind(**values[name]) for name, kind in parts.items() if values.get(name)})
+
+    @property
+    def name(self):
+        """Of a recipe that is none of ``RECIPES``: "own-" and 8 digits that change with any of its fields."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed = {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
+        return f"own-{files.digest(repr(changed).encode())[:8]}"
 
     def scaled(self, schedule):
         """The recipe with its iterations, milestones and patience multiplied by ``schedule``; the warm-up is not."""

@@ -42,7 +42,7 @@ def assert_same(one, other):
     ("iterations", "test_images"), [(64_000, 10_000), (1_920, 10_000), (1_100, 360), (7, 360), (1, 1)]
 )
 def test_recordings_are_regular_and_include_the_end(iterations, test_images):
-    recipe = replace(recipes.RECIPES["cifar"], iterations=iterations)
+    recipe = replace(recipes.RECIPES["cifar"], iterations=iterations, milestones=())
     train, test, layers = recorder.recording_points(recipe, test_images)
     assert layers <= test <= train
     assert max(train) == max(test) == max(layers) == iterations

@@ -20,6 +20,18 @@ def whole(field, value, least=0, most=2**32 - 1):
     return int(value)
 
 
+def divisors(count):
+    """The divisors of a whole number, for error messages: "1, 2, 4"."""
+    return ", ".join(str(number) for number in range(1, count + 1) if count % number == 0)
+
+
+def divisor(field, value, total, words):
+    """``value`` as an int if it divides the total, else a TypeError or ValueError; ``words``: what the total is."""
+    if not whole(field, value) or total % value:
+        raise ValueError(f"{field} {value}: choose a divisor of {words} of {total}: {divisors(total)}")
+    return int(value)
+
+
 def nearest(value, choices):
     """For error messages: " (did you mean ...?)" if a choice is close to the value, otherwise an empty string."""
     close = difflib.get_close_matches(str(value), choices, n=1)
