@@ -48,7 +48,7 @@ def train():
         epilog="By torchrun, all of its processes share every batch: torchrun --nproc-per-node 8 -m replication ... "
         f"{PROGRAM} verify <run id> trains the beginning of a finished run again and compares.",
     )
-    parser.add_argument("net", help='such as "plain-34", "resnet-34-B" or "resnet-50"')
+    parser.add_argument("net", help='such as "plain-34" or "resnet-34-B"; or <module>:<function>')
     kinds = {"seed": int, "schedule": float, "holdout": int, "bn_batch": int}
     parser.add_argument("--no-warmup", dest="warmup", action="store_false", help="start at the full rate")
     for field in fields(Run)[1:]:

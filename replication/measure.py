@@ -1,6 +1,7 @@
 """What is measured inside a net: its size, its layers, and the signals that pass through them."""
 
 import copy
+import re
 
 import pandas as pd
 import torch
@@ -20,16 +21,22 @@ def parameters(net):
 
 def multiply_adds(net, size):
     """Multiply-adds of convolutions and classifier for one image (Table 1); ``size``: its side, or (height, width)."""
-    net, image = _shapes_only(net, size)
+    try:
+        return _counted(*_shapes_only(net, size))
+    except (RuntimeError, NotImplementedError):  # a net of one's own whose path depends on values
+        return _counted(*_shapes_only(net, size, "cpu"))
+
+
+def _counted(net, image):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(image)
     return counter.get_total_flops() // 2  # the counter takes a multiply-add for two operations
 
 
-def _shapes_only(net, size):
-    """A copy of the net, and an image for it, with which nothing is computed."""
+def _shapes_only(net, size, device="meta"):
+    """A copy of the net, and an image for it, with which on ``device`` "meta" nothing is computed."""
     height, width = (size, size) if isinstance(size, int) else size
-    return copy.deepcopy(net).to("meta").eval(), torch.empty(1, 3, height, width, device="meta")
+    return copy.deepcopy(net).to(device).eval(), torch.zeros(1, 3, height, width, device=device)
 
 
 def layers(net, size):
@@ -49,7 +56,7 @@ def layers(net, size):
         row |= {"stride": 1 if isinstance(layer, nn.Linear) else layer.stride[0], "map": width}
         rows.append(row | {"multiply_adds": layer.weight.numel() * height * width, "around": 0, "grows": False})
 
-    for name, layer in _weighted_layers(net):
+    for name, layer in weighted_layers(net):
         layer.register_forward_hook(lambda layer, _, output, name=name: add_row(name, layer, output))
     with torch.no_grad():
         net(image)
@@ -60,10 +67,13 @@ def layers(net, size):
     return pd.DataFrame(rows)
 
 
-def _weighted_layers(net):
-    """Names and modules of the weighted layers that an image passes one after the other: no projections."""
+def weighted_layers(net):
+    """Names and modules of the weighted layers that an image passes one after the other: no projections.
+
+    Of a net of one's own, its convolutions and linear layers but those with "downsample" or "shortcut" in their names.
+    """
     for name, module in net.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and "downsample" not in name:
+        if isinstance(module, nn.Conv2d | nn.Linear) and not re.search("downsample|shortcut", name):
             yield name, module
 
 
@@ -78,21 +88,25 @@ def signals(net, images, labels, precision="float32"):
     statistics; the net is left as it was. Projections on shortcuts have no row. Each row has
     layer, name, kind: its number from 1, the others as in ``layers``;
     response_std: standard deviation of the layer's responses over images, positions and channels, after batch norm and
-        before ReLU or addition (Fig. 7); None for the classifier;
+        before ReLU or addition (Fig. 7); None for the classifier, and where no batch norm follows that is named after
+        the layer, as bn1 after conv1;
     signal_variance: variance of each channel of the layer's input over images and positions, averaged over channels
         (section 4.1: "forward propagated signals have non-zero variances");
     gradient_norm, weight_norm: Euclidean norms of the gradient of the loss with respect to the weights, and of these;
     residual_ratio: root mean square of a residual function F(x), relative to that of what the shortcut adds to it, on
         its last layer; None on all others, and in a block that does not really add the two.
+    A net of one's own has rows for what ``weighted_layers`` gives, none if that is nothing.
     """
-    weighted = dict(_weighted_layers(net))
+    weighted = {name: layer for name, layer in weighted_layers(net) if layer.weight.requires_grad}
+    if not weighted:
+        return []
     buffers, training = [buffer.clone() for buffer in net.buffers()], net.training
     statistics, hooks = _watch(net, weighted)
     try:
         with autocast(images.device, precision):
             logits = net.train()(images)
         loss = F.cross_entropy(logits.float(), labels)
-        gradients = torch.autograd.grad(loss, [layer.weight for layer in weighted.values()])
+        gradients = torch.autograd.grad(loss, [layer.weight for layer in weighted.values()], allow_unused=True)
     finally:
         for hook in hooks:
             hook.remove()
@@ -100,7 +114,8 @@ def signals(net, images, labels, precision="float32"):
         for buffer, before in zip(net.buffers(), buffers, strict=True):
             buffer.copy_(before)
     for (name, layer), gradient in zip(weighted.items(), gradients, strict=True):
-        statistics[name, "gradient_norm"] = gradient.float().norm()
+        if gradient is not None:
+            statistics[name, "gradient_norm"] = gradient.float().norm()
         statistics[name, "weight_norm"] = layer.weight.detach().norm()
     values = torch.stack(list(statistics.values())).tolist()  # read back from the device once
     by_layer = dict(zip(statistics, values, strict=True))
@@ -113,21 +128,27 @@ def signals(net, images, labels, precision="float32"):
 
 def _watch(net, weighted):
     """Hooks on a net, and what they fill when an image passes: {(name of a layer, column): a scalar tensor}."""
-    statistics, hooks, terms = {}, [], {}  # terms: the two that a block adds
+    statistics, hooks, terms, places = {}, [], {}, {}  # terms: the two that a block adds; places: of outputs in memory
+    modules = dict(net.named_modules())
 
     def call(function, module, *names):
         def hook(_, inputs, output):
-            function(*names, inputs[0].detach(), output.detach())
+            if inputs and isinstance(inputs[0], torch.Tensor) and isinstance(output, torch.Tensor):
+                function(*names, inputs[0].detach(), output.detach())
 
         hooks.append(module.register_forward_hook(hook))
 
-    def layer_passed(name, x, _):
-        axes = [axis for axis in range(x.ndim) if axis != 1]
-        if x.numel() == x.shape[1]:
+    def layer_passed(name, layer, x, y):
+        places[name] = y.data_ptr()
+        channels = 1 if isinstance(layer, nn.Conv2d) else x.ndim - 1
+        axes = [axis for axis in range(x.ndim) if axis != channels]
+        if x.numel() == x.shape[channels]:
             return  # a single value per channel has no variance
         statistics[name, "signal_variance"] = x.float().var(axes).mean()
 
-    def norm_passed(name, _, y):
+    def norm_passed(name, x, y):
+        if places.get(name) != x.data_ptr():
+            return  # it does not follow the layer, as in blocks that normalize first
         statistics[name, "response_std"] = y.float().std()
         terms["residual"] = y.clone()  # the block adds in place
 
@@ -136,19 +157,23 @@ def _watch(net, weighted):
 
     def block_passed(block, last_layer, x, y):
         shortcut = x if block.downsample is None else terms.pop("shortcut", None)
-        residual = terms["residual"]
-        if shortcut is not None and torch.equal(y, residual.clone().add_(shortcut).relu_()):
+        residual = terms.get("residual", y.new_empty(0))
+        if (
+            shortcut is not None
+            and residual.shape == shortcut.shape
+            and torch.equal(y, residual.clone().add_(shortcut).relu_())
+        ):
             residual, shortcut = (term.float().square().mean().sqrt() for term in (residual, shortcut))
             statistics[last_layer, "residual_ratio"] = residual / shortcut
 
     for name, layer in weighted.items():
-        call(layer_passed, layer, name)
-        if isinstance(layer, nn.Conv2d):
-            call(norm_passed, net.get_submodule(name.replace("conv", "bn")), name)
+        call(layer_passed, layer, name, layer)
+        if norm := modules.get(name.replace("conv", "bn") if isinstance(layer, nn.Conv2d) else None):
+            call(norm_passed, norm, name)
     last_layers = {name.rpartition(".")[0]: name for name in weighted if name.startswith("layer")}
     for name, last_layer in last_layers.items():
-        block = net.get_submodule(name)
-        if block.residual:
+        block = modules[name]
+        if getattr(block, "residual", None) is True and hasattr(block, "downsample"):
             call(block_passed, block, block, last_layer)
             if block.downsample is not None:
                 call(shortcut_passed, block.downsample)

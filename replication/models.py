@@ -203,10 +203,10 @@ class NetName(NamedTuple):
     imagenet: bool = False
 
     @classmethod
-    def parse(cls, name, imagenet=False):
+    def parse(cls, name, imagenet=False, others=""):
         """Parse a name; without a letter, the shortcut is the paper's default: B for bottlenecks, otherwise A.
 
-        ``imagenet`` selects the family, since 50 and 152 are depths of both.
+        ``imagenet`` selects the family, since 50 and 152 are depths of both. ``others``: choices besides these names.
         Raises TypeError or ValueError naming the value, the choices and the nearest match.
         """
         if not isinstance(name, str):
@@ -215,7 +215,7 @@ class NetName(NamedTuple):
         if match is None:
             known = [f"{kind}-{depth}" for kind in ("plain", "resnet") for depth in (*CIFAR_DEPTHS, *IMAGENET_STAGES)]
             raise ValueError(
-                f"net {name!r}: choose plain-<depth>, resnet-<depth> or resnet-<depth>-<shortcut>, "
+                f"net {name!r}: choose {others}plain-<depth>, resnet-<depth> or resnet-<depth>-<shortcut>, "
                 f"with shortcut A, B or C{nearest(name, known)}"
             )
         residual, depth = match[1] == "resnet", int(match[2])
@@ -234,6 +234,11 @@ class NetName(NamedTuple):
         """The shortest name that parses to the same net."""
         default = self.shortcut == self.default_shortcut(self.depth, self.imagenet)
         return f"{'resnet' if self.residual else 'plain'}-{self.depth}{'' if default else f'-{self.shortcut}'}"
+
+    @property
+    def label(self):
+        """Its name in tables, figures and run ids."""
+        return str(self)
 
     def build(self, classes, **variant):
         """The net itself, initialized from torch's global generator; ``variant`` may hold ``stride_on``."""

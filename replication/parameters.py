@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import sys
 
 from replication.engine import files
 from replication.engine.workers import says_all
@@ -36,6 +37,7 @@ def start_notebook(namespace):
     for name in FLAGS:
         if not isinstance(namespace.get(name, False), bool):
             raise TypeError(f"{name} {namespace[name]!r}: choose True or False")
+    sys.path[:] = [place or os.getcwd() for place in sys.path]  # files beside the notebook can still be imported
     root = files.root()
     if root != files.SOURCE:
         print(f"The repository is neither here nor above: relative folders start at {root}.")

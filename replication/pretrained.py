@@ -389,7 +389,11 @@ def _load_source(name, source, images):
     """The net of a record, or that of the options of ``load_others``."""
     if isinstance(source, dict):
         return load_others(name, source, images)
-    net = load_weights(source.run.name.build(len(images.classes)), source.weights)
+    net = source.run.name.build(len(images.classes))
+    if isinstance(source.run.name, NetName):
+        load_weights(net, source.weights)
+    else:  # one's own, whose names mean what they say
+        net.load_state_dict(files.load(source.weights))
     mean = torch.from_numpy(images.hold_out(source.run.holdout).mean)
     return NormalizedNet(net.to(_device()), mean.to(_device()))
 

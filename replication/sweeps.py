@@ -20,8 +20,8 @@ from replication.engine.workers import WorkerDiedError, WorkerError, Workers
 from replication.runs import Run, records
 from replication.runs.environment import (
     check_devices,
+    check_net,
     check_processes,
-    check_size,
     cost,
     note_on_length,
     reproducible,
@@ -59,11 +59,11 @@ def run_all(runs, results="results", data="data", executor=None, processes=1, fr
     is waited for. A run that diverged is finished: its record says so. An interrupt leaves checkpoints of what is being
     trained on this machine: the same call resumes from them.
 
-    Raises TypeError or ValueError before anything is trained or written when an entry is no ``Run``, a folder
-    cannot be one, a data set cannot be loaded, ``processes`` cannot share a batch, a finished run was made from
-    other images than are there now or by other code, no Dask scheduler answers, or none of its workers has this
-    package; NoWorkersError, an OSError, when no worker comes; RunsFailedError, naming each failed run and its
-    error, after all others are finished. A damaged record fails its run: nothing is trained over it.
+    Raises TypeError or ValueError before anything is trained or written when an entry is no ``Run``, a folder cannot be
+    one, a data set cannot be loaded, ``processes`` cannot share a batch, a net of one's own does not fit the images, a
+    finished run was made from other images than are there now or by other code, no Dask scheduler answers, or none of
+    its workers has this package; NoWorkersError, an OSError, when no worker comes; RunsFailedError, naming each failed
+    run and its error, after all others are finished. A damaged record fails its run: nothing is trained over it.
     """
     runs, on_cluster = _as_list(runs), clusters.is_one(executor)
     results, here = files.folder("results", results), files.folder("data", data)
@@ -161,7 +161,7 @@ def _load(runs, data):
     for name, count in dict.fromkeys((run.dataset, run.holdout) for run in runs):
         loaded[name].hold_out(count).unreadable()
     for run in runs:
-        check_size(run, loaded[run.dataset].size)
+        check_net(run, loaded[run.dataset].size, len(loaded[run.dataset].classes))
     return loaded
 
 
@@ -294,7 +294,7 @@ def _show(runs, results, bar):
         elif row is not None:
             reached += row[0]
             if row[0] < run.settings.iterations:
-                current.append(f"{run.net} {row[1]:.1f} %")
+                current.append(f"{run.name.label} {row[1]:.1f} %")
     bar.set_postfix_str(", ".join(current), refresh=False)
     bar.update(reached - bar.n)
 

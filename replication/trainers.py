@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -16,12 +17,13 @@ from replication.engine.progress import progress_bar
 from replication.runs import records
 from replication.runs.environment import (
     check_devices,
+    check_net,
     check_processes,
-    check_size,
     note_on_length,
     reproducible,
     warn_of_precision,
 )
+from replication.runs.own import OwnNet
 from replication.runs.recorder import Recorder
 
 LOCK_SECONDS = 5  # between the first rank's attempts to take a lock that another training holds
@@ -47,12 +49,15 @@ def fit(run, dataset, folder, ranks, progress=False):
     recorder.begin(step.begin(part.size, recorder.compiled))
     with (
         _interruptible(ranks) as interrupted,
-        progress_bar(recipe.iterations, run.net, "iterations", not progress, state.iteration) as bar,
+        progress_bar(recipe.iterations, run.name.label, "iterations", not progress, state.iteration) as bar,
     ):
         bar.set_postfix_str(state.current_errors(), refresh=False)
         while state.iteration < recipe.iterations and state.diverged is None and not interrupted.is_set():
             images, labels = batches(state.iteration)
             rate = recipe.learning_rate(state.iteration, state.history)
+            if isinstance(run.name, OwnNet):  # which may draw at random, the same after a checkpoint
+                entropy = np.random.SeedSequence([run.seed, 2, state.iteration, ranks.rank])
+                torch.manual_seed(int(entropy.generate_state(1)[0]))
             if state.iteration == 0:
                 recorder.measure_layers(images, labels)
             step(images, labels, rate)
@@ -158,7 +163,7 @@ def check_images(finished, data):
 def _load(run, data, progress=False):
     first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
     dataset = datasets.load(run.dataset, data, progress=progress and first_here)
-    check_size(run, dataset.size)
+    check_net(run, dataset.size, len(dataset.classes))
     if first_here:  # this reads all photographs, for their mean: one process per machine does, the others wait
         dataset.hold_out(run.holdout).unreadable()
     return dataset
@@ -194,6 +199,6 @@ def _train(run, results, dataset, ranks, progress=False):
     folder.mkdir(parents=True, exist_ok=True)
     if first:
         files.remove_parts(folder)
-    with reproducible(run, dataset.size, ranks.local_world_size):
+    with reproducible(run, dataset.size, ranks.local_world_size), torch.random.fork_rng(devices=[]):
         check_processes(run, ranks.world_size)
         fit(run, dataset, folder, ranks, progress and first)

@@ -31,7 +31,10 @@ def compiled(net):
 
 def flatten_running_stats(net):
     """Make all running means and variances of a net views of one tensor, which is fast to copy and average."""
-    layers = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    layers = [module for module in net.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    layers = [layer for layer in layers if layer.running_mean is not None]
+    if not layers:  # of a net of one's own
+        return torch.zeros(0, device=next(net.parameters()).device)
     buffers = [(layer, name) for layer in layers for name in ("running_mean", "running_var")]
     together = torch.cat([getattr(layer, name) for layer, name in buffers])
     for (layer, name), part in zip(buffers, together.split([layer.num_features for layer, _ in buffers]), strict=True):

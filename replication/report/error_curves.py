@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import zlib
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -45,7 +46,10 @@ def save_figure(figure, folder, name):
 
 def colour(net):
     """The colour of a net, the same in all figures: its hue says the kind of net, its shade the depth."""
-    kind, depth, shortcut, start = re.fullmatch(r"(plain|resnet)-(\d+)(?:-(\w))?(?: (.*))?", net).groups()
+    parts = re.fullmatch(r"(plain|resnet)-(\d+)(?:-([A-C]))?(?: (.*))?", net)
+    if parts is None:  # one's own: any colour, but always the same
+        return plt.get_cmap("tab20b")(zlib.crc32(net.encode()) % 20)
+    kind, depth, shortcut, start = parts.groups()
     name, shallowest, deepest = COLOURS[start or shortcut or kind]
     shade = np.interp(np.log(int(depth)), np.log(list(SHADES)), list(SHADES.values()))
     return plt.get_cmap(name)(shallowest + shade * (deepest - shallowest))

@@ -60,11 +60,11 @@ def figure_7(records):
     """
     layers = _mean_layers(records, "3x3 conv")
     at_end = layers[layers["iteration"] == layers["iteration"].max()]
-    last, values = at_end.groupby("net", sort=False)["response_std"], at_end["response_std"]
+    last, values = at_end.groupby("net", sort=False)["response_std"], at_end["response_std"].dropna()
     figure, (above, below) = plt.subplots(2, 1, figsize=(7.5, 7), sharex=True, sharey=True)
     _lines(above, {net: (range(1, len(rows) + 1), rows) for net, rows in last})
     _lines(below, {net: (range(1, len(rows) + 1), rows.sort_values(ascending=False)) for net, rows in last})
-    top = min(1.05 * values.max(), 3 * values.median())
+    top = min(1.05 * values.max(), 3 * values.median()) if len(values) else 1  # none: nets of one's own alone
     above.set(title="in the order of the layers", ylabel="standard deviation", ylim=(0, top))
     notes = [_beyond(net, rows, top) for net, rows in last if (rows > top).any()]
     below.text(0.98, 0.95, "\n".join(notes), transform=below.transAxes, ha="right", va="top", fontsize="small")
@@ -119,9 +119,12 @@ def _measured(records):
     records, diverged = ended(records)
     if not records:
         raise ValueError(f"all runs of {', '.join(diverged)} diverged: there are no layers to show")
-    without = ", ".join(record.run.id for record in records if record.layers.empty)
+    without = ", ".join(record.run.id for record in records if not (record.layers["kind"] == "3x3 conv").any())
     if without:
-        raise ValueError(f"{without}: recorded before layers were measured; remove its folder to train it again")
+        raise ValueError(
+            f"{without}: recorded before layers were measured, or a net without 3x3 layers; remove its folder to train "
+            "it again, or leave it out"
+        )
     return records
 
 
@@ -150,10 +153,11 @@ def _at_start_and_end(panels, layers, column, ylabel, xlabel, log=True):
 def _lines(axes, lines, log=False):
     """One line per net, dashed for plain nets. What lies below another line still shows: each is wider than the next
     one, and dashes are on top."""
-    if log:
+    if log and lines:  # none where there are only nets of one's own whose layers have other names
         axes.set_yscale("log")
     for (net, (x, y)), width in zip(lines.items(), np.linspace(3, 1.4, len(lines)), strict=True):
-        style = {"linestyle": "--", "zorder": 2.5, "linewidth": 1.8} if "plain" in net else {"linewidth": width}
+        plain = net.startswith("plain-")
+        style = {"linestyle": "--", "zorder": 2.5, "linewidth": 1.8} if plain else {"linewidth": width}
         axes.plot(x, y, label=spelled(net), color=colour(net), **style)
 
 

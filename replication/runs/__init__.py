@@ -1,18 +1,23 @@
 """A run: what to train, validated and named."""
 
 import numbers
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from replication.data import check_name, is_imagenet
 from replication.engine import files
 from replication.engine.checks import choice as choice
+from replication.engine.checks import divisor
+from replication.engine.checks import divisors as divisors
 from replication.engine.checks import whole as whole
 from replication.models import NetName
-from replication.recipes import RECIPES, own_recipe
+from replication.recipes import RECIPES, Recipe, own_recipe
+from replication.runs.own import named
 
+NAMED = tuple(RECIPES)  # in this package: workers know these
 PRECISIONS = ("float32", "bfloat16")
 SPELLED = {"bn_batch": "group"}  # fields that records and run ids know by an older name
 RETIRED = ("unreadable",)  # fields that only older records have
+LONGEST = 200  # characters of an id, which is the name of files
 
 
 @dataclass(frozen=True)
@@ -20,9 +25,10 @@ class Run:
     """What determines a result. Equal runs have equal ``id``s, which leave out fields at their default.
 
     net: a name of the paper's, such as "plain-20" or "resnet-32-C"; without a letter, the paper's choice of shortcut.
+        Or a net of one's own: "module:function", or the function, which is called with the number of classes.
     dataset: "digits", "cifar10", "cifar100" or the name of a folder of images; one that begins with "imagenet" is in
         ImageNet's layout and trains the nets of Table 1.
-    recipe: "cifar", "imagenet", "digits", "note" or "smoke"; left out, the data set's own.
+    recipe: "cifar", "imagenet", "digits", "note" or "smoke", or a ``Recipe``; left out, the data set's own.
     seed: of the initial weights, the order of images and their augmentation.
     schedule: the fraction of the recipe's iterations, above 0 up to 1.
     precision: "float32", or "bfloat16" for automatic mixed precision.
@@ -36,7 +42,7 @@ class Run:
 
     net: str
     dataset: str = "digits"
-    recipe: str | None = None
+    recipe: str | Recipe | None = None
     seed: int = 0
     schedule: float = 1.0
     precision: str = "float32"
@@ -46,11 +52,10 @@ class Run:
 
     def __post_init__(self):
         check_name(self.dataset)
-        name = NetName.parse(self.net, is_imagenet(self.dataset))
-        own = own_recipe(self.dataset)
+        name = named(self.net, is_imagenet(self.dataset))
         values = {
             "net": str(name),
-            "recipe": own if self.recipe is None else choice("recipe", self.recipe, RECIPES),
+            "recipe": self._own_recipe(),
             "seed": whole("seed", self.seed),
             "schedule": self._fraction(),
             "precision": choice("precision", self.precision, PRECISIONS),
@@ -61,23 +66,30 @@ class Run:
         object.__setattr__(self, "bn_batch", self._own_bn_batch())
         object.__setattr__(self, "warmup", self._own_warmup(name.depth))
 
+    def _own_recipe(self):
+        """By name where it is one of this package, so that a run has one name; in full where no worker may know it."""
+        recipe = own_recipe(self.dataset) if self.recipe is None else self.recipe
+        if not isinstance(recipe, Recipe) and choice("recipe", recipe, RECIPES) not in NAMED:
+            recipe = RECIPES[recipe]
+        return next((name for name in NAMED if RECIPES[name] == recipe), recipe)
+
+    @property
+    def _recipe(self):
+        return RECIPES.get(self.recipe, self.recipe)
+
     def _own_bn_batch(self):
         """None where it is the recipe's, so that a run has one name."""
-        recipe = RECIPES[self.recipe]
+        recipe = self._recipe
         if self.bn_batch is None:
             return None
-        bn_batch = whole("bn_batch", self.bn_batch)
-        if not bn_batch or recipe.batch % bn_batch:
-            raise ValueError(
-                f"bn_batch {bn_batch}: choose a divisor of the batch of {recipe.batch}: {divisors(recipe.batch)}"
-            )
+        bn_batch = divisor("bn_batch", self.bn_batch, recipe.batch, "the batch")
         return None if bn_batch == (recipe.bn_batch or recipe.batch) else bn_batch
 
     def _own_warmup(self, depth):
         """False only where that makes a difference, so that a run has one name."""
         if not isinstance(self.warmup, bool):
             raise TypeError(f"warmup {self.warmup!r}: choose True or False")
-        return self.warmup or RECIPES[self.recipe].for_depth(depth).warmup is None
+        return self.warmup or self._recipe.for_depth(depth).warmup is None
 
     def _fraction(self):
         value = self.schedule
@@ -93,22 +105,30 @@ class Run:
         """The name of the run and its folder: net, data set, fields that differ from their default, seed."""
         changed = []
         if self.recipe != own_recipe(self.dataset):
-            changed.append(f"recipe-{self.recipe}")
+            changed.append(f"recipe-{self.recipe_name}")
         values = {name: getattr(self, name) for name in ("schedule", "precision", "holdout", "bn_batch", "warmup")}
         for field in fields(self):
             if field.name in values and values[field.name] != field.default:
                 changed.append(f"{SPELLED.get(field.name, field.name)}-{values[field.name]}")
-        return "__".join([self.net, self.dataset, *changed, f"seed-{self.seed}"])
+        name = "__".join([self.name.label, self.dataset, *changed, f"seed-{self.seed}"])
+        if len(name) <= LONGEST or not (":" in self.net or isinstance(self.recipe, Recipe)):
+            return name
+        return f"{name[: LONGEST - 9]}-{files.digest(name.encode())[:8]}"
 
     @property
     def name(self):
-        """The net's name, parsed."""
-        return NetName.parse(self.net, is_imagenet(self.dataset))
+        """The net's name in its parts: a ``NetName``, or an ``OwnNet``."""
+        return named(self.net, is_imagenet(self.dataset))
+
+    @property
+    def recipe_name(self):
+        """The recipe's name in tables and run ids."""
+        return self.recipe.name if isinstance(self.recipe, Recipe) else self.recipe
 
     @property
     def settings(self):
         """The recipe at this schedule, for a net of this depth, with this run's bn_batch and warm-up."""
-        recipe = RECIPES[self.recipe].scaled(self.schedule).for_depth(self.name.depth)
+        recipe = self._recipe.scaled(self.schedule).for_depth(self.name.depth)
         warmup = recipe.warmup if self.warmup else None
         return replace(recipe, bn_batch=self.bn_batch or recipe.bn_batch or recipe.batch, warmup=warmup)
 
@@ -120,16 +140,15 @@ class Run:
     def from_dict(cls, values):
         """The run of a ``run.json``; a field that it is older than has its default."""
         names = {field.name: SPELLED.get(field.name, field.name) for field in fields(cls)}
-        return cls(**{name: values[spelled] for name, spelled in names.items() if spelled in values})
+        values = {name: values[spelled] for name, spelled in names.items() if spelled in values}
+        if isinstance(values.get("recipe"), dict):
+            values["recipe"] = Recipe.from_dict(values["recipe"])
+        return cls(**values)
 
     def to_dict(self):
-        """Every field, as ``run.json`` has it."""
-        return {SPELLED.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
-
-
-def divisors(count):
-    """The divisors of a whole number, for error messages: "1, 2, 4"."""
-    return ", ".join(str(number) for number in range(1, count + 1) if count % number == 0)
+        """Every field, as ``run.json`` has it: a recipe of one's own is a dict of its fields."""
+        values = asdict(self)
+        return {SPELLED.get(name, name): value for name, value in values.items()}
 
 
 def net_names(kind, depths, shortcuts=None):

@@ -15,6 +15,7 @@ from replication import evaluate, measure
 from replication.engine import machine, steps
 from replication.engine.machine import cores
 from replication.runs import divisors, whole
+from replication.runs.own import OwnNet
 
 MULTIPLY_ADDS_A_THREAD = 2.5e9  # of one batch's forward pass: below, a second core gains less than a second run on it
 COMPILED_FROM = 5e12  # multiply-adds of all forward passes of a run: below, compiling takes longer than it saves
@@ -72,7 +73,7 @@ def cost(run, size):
 
 @functools.cache
 def _multiply_adds(name, size):
-    with torch.device("meta"):
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):  # a net of one's own is built on the CPU
         return measure.multiply_adds(name.build(classes=10), size)
 
 
@@ -143,9 +144,14 @@ def check_processes(run, processes):
         )
 
 
-def check_size(run, size):
-    """Raise ValueError where batch norm would see a single value per channel; ``size``: images' height and width."""
-    if not run.name.imagenet and run.settings.bn_batch == 1 and max(size) <= 4:
+def check_net(run, size, classes):
+    """Raise ValueError where batch norm would see a single value per channel, or a net of one's own does not fit.
+
+    ``size``: images' height and width.
+    """
+    if isinstance(run.name, OwnNet):
+        run.name.check(size, classes, run.settings.bn_batch)
+    elif not run.name.imagenet and run.settings.bn_batch == 1 and max(size) <= 4:
         raise ValueError(
             f"bn_batch 1: {run.dataset!r} has images of {size[1]}x{size[0]}, whose last maps in {run.net} are 1x1, and "
             "a single value cannot be normalized: choose a bn_batch of 2 or more"

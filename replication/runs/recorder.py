@@ -165,7 +165,10 @@ class Recorder:
             part = images[: self.recipe.bn_batch], labels[: self.recipe.bn_batch]
             rows = measure.signals(self.step.net, *part, self.run.precision)
             self.state.layers += [{"iteration": self.state.iteration} | row for row in rows]
-            self._write("layers.csv", records.rows_text(self.state.layers, (), digits=6))
+            if rows:
+                self._write("layers.csv", records.rows_text(self.state.layers, (), digits=6))
+            elif not self.state.iteration:
+                self._note("no layers.csv: the net has no convolutions or linear layers to measure", self.state)
 
     def checkpoint_is_due(self):
         return self.ranks.rank == 0 and time.perf_counter() - self.saved > CHECKPOINT_SECONDS

@@ -51,7 +51,8 @@ class Record:
     @property
     def net(self):
         """The net's name in tables and figures: one that was not warmed up is a row of its own."""
-        return self.run.net if self.run.warmup else f"{self.run.net} without warm-up"
+        name = self.run.name.label
+        return name if self.run.warmup else f"{name} without warm-up"
 
     @cached_property
     def environment(self):
@@ -72,7 +73,7 @@ class Record:
     def _read(self, name, columns):
         """The table in a file that not all records have."""
         path = self.folder / name
-        return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
+        return pd.read_csv(path, dtype={"name": str}) if path.exists() else pd.DataFrame(columns=columns)
 
     @property
     def diverged(self):
@@ -99,9 +100,9 @@ class Record:
     @property
     def conditions(self):
         """``CONDITIONS`` of the run, by name."""
-        values = {name: getattr(self.run, name) for name in ("dataset", "recipe", "precision", "holdout")}
+        values = {name: getattr(self.run, name) for name in ("dataset", "precision", "holdout")}
         values |= {"fingerprint": self.fingerprint[:12], "iterations": self.summary["iterations"]}
-        values["bn_batch"] = self.run.settings.bn_batch
+        values |= {"recipe": self.run.recipe_name, "bn_batch": self.run.settings.bn_batch}
         return {name: values[name] for name in CONDITIONS}
 
 
@@ -117,7 +118,7 @@ def in_words(conditions):
     recipe, bn_batch = RECIPES.get(conditions["recipe"]), conditions["bn_batch"]
     if conditions["holdout"]:
         words += f", {conditions['holdout']:,} images held out"
-    if recipe is not None and not pd.isna(bn_batch) and bn_batch != (recipe.bn_batch or recipe.batch):
+    if not pd.isna(bn_batch) and (recipe is None or bn_batch != (recipe.bn_batch or recipe.batch)):
         words += f", batch norm over {bn_batch}"
     return words
 
