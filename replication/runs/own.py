@@ -18,6 +18,7 @@ from replication.models import NetName
 
 SPELLED = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*):([A-Za-z_]\w*)(?:@([0-9a-f]{8})-(\d+))?", re.ASCII)
 CHOICE = "<module>:<function> for a net of your own, "
+_BEGUN = set()  # modules whose code is being executed
 REMEDY = "put it into a file of its own beside the notebook or script and give '<file>:<function>', as 'nets:preact'"
 
 
@@ -110,6 +111,8 @@ class _Source(NamedTuple):
 
 
 def _source(module, function):
+    if module in _BEGUN:
+        raise ValueError(f"net '{module}:{function}': its file makes this run while it is imported: {REMEDY}")
     importlib.invalidate_caches()  # the file may be new
     imported = sys.modules.pop(module, None)  # perhaps from where the file no longer is
     try:
@@ -138,12 +141,15 @@ def _module(module, path, text):
     spec = importlib.util.spec_from_file_location(module, path)
     made = importlib.util.module_from_spec(spec)
     known = sys.modules.setdefault(module, made)  # where dataclasses look for it
+    _BEGUN.add(module)
     try:
         exec(compile(text, path, "exec"), vars(made))
     except BaseException:
         if known is made:
             del sys.modules[module]
         raise
+    finally:
+        _BEGUN.remove(module)
     return made
 
 
