@@ -548,7 +548,7 @@ def test_the_example_of_the_docs_runs_as_it_stands(tmp_path, results):
     assert set(found.values()) == {sum(parameter.numel() for parameter in models.cifar_net(20).parameters())}
     assert len(all_finished(results)) == 3
     assert re.search(r"preact\.preact_20-[0-9a-f]{8} +269,722", done.stdout)
-    assert re.search("resnet-20 .* own-", done.stdout.splitlines()[-1])
+    assert re.search("ResNet-20 .* own-", done.stdout.splitlines()[-1])
     assert (results / "preact" / "curves.png").exists()
 
 
