@@ -165,13 +165,18 @@ def make(tmp_path):
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=12, help="how often test_kills.py kills training")
+    parser.addoption("--long", action="store_true", help="run what is left out for its time, too")
 
 
 SLOW = ("test_notebooks", "test_kills", "test_clusters", "test_processes", "test_sweeps", "test_steps", "test_trainers")
 
 
-def pytest_collection_modifyitems(items):
-    """Begin each half with slow tests, so that no process waits for the last one of another."""
+def pytest_collection_modifyitems(config, items):
+    """Leave out long tests unless asked for; begin each half with slow ones, so that no process waits for another."""
+    if not config.getoption("--long"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     slow = [item for item in items if item.path.stem in SLOW]
     fast = [item for item in items if item.path.stem not in SLOW]
     items[:] = slow[::2] + fast[::2] + slow[1::2] + fast[1::2]

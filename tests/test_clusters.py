@@ -128,6 +128,7 @@ def test_a_sweep_that_loses_its_last_worker_says_so_and_ends(cluster, tmp_path, 
     assert capsys.readouterr().out.count("The cluster has no workers left: waiting for one, for 0.1 minutes.") == 1
 
 
+@pytest.mark.long
 def test_a_cluster_that_never_has_a_worker_is_waited_for_as_long(cluster, tmp_path, impatient, capsys):
     address, workers = cluster
     stop(workers, address)
@@ -156,7 +157,13 @@ def worker_without(module, address, folder):
     process.wait(timeout=WAIT)
 
 
-@pytest.mark.parametrize(("module", "late"), [("replication", False), ("replication", True), ("torch", False)])
+@pytest.mark.parametrize(
+    ("module", "late"),
+    [
+        ("replication", True),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("replication", False), ("torch", False))),
+    ],
+)
 def test_a_worker_that_lacks_the_package_is_left_out(cluster, tmp_path, capsys, monkeypatch, module, late):
     """Also one that comes when runs have been sent already; without any other, nothing is trained."""
     address, workers = cluster

@@ -138,7 +138,11 @@ def killed(process):
         process.kill()
 
 
-@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "error",
+    [errno.ENOSYS, *(pytest.param(each, marks=pytest.mark.long) for each in (errno.ENOLCK, errno.EOPNOTSUPP))],
+    ids=errno.errorcode.get,
+)
 def test_a_file_system_without_locks_has_the_same_ones(tmp_path, error):
     lock, environment = tmp_path / "run.lock", without_flock(tmp_path, error)
     first = held_by(lock, environment)

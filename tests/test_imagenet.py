@@ -409,7 +409,9 @@ def open_no_file(_):
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 
 
-@pytest.mark.parametrize("fail", [kill, leave, share_no_memory, open_no_file])
+@pytest.mark.parametrize(
+    "fail", [kill, share_no_memory, *(pytest.param(each, marks=pytest.mark.long) for each in (leave, open_no_file))]
+)
 def test_a_reader_that_dies_or_cannot_send_is_an_error(photographs, fail):
     """And no batch is waited for without end."""
     dataset = data.load("imagenet-small", photographs)

@@ -359,6 +359,7 @@ def test_a_record_loads_without_its_source_and_a_changed_one_is_another_run(writ
     assert capsys.readouterr().err.count("Traceback") == 0
 
 
+@pytest.mark.long
 def test_several_processes_and_workers_import_the_module(write, results, tmp_path):
     write()
     run = Run("nets:without_norm", schedule=SHORT, bn_batch=64, recipe=Recipe(1_000, 128, milestones=(500,)))
@@ -378,6 +379,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.long
 def test_a_worker_without_the_module_says_so(write, tmp_path):
     write()
     run = Run("nets:tiny", schedule=SHORT)
@@ -463,6 +465,7 @@ def test_a_named_recipe_has_one_name(name):
     assert Run("resnet-8", recipe=RECIPES["digits"]).id == "resnet-8__digits__seed-0"
 
 
+@pytest.mark.long
 def test_a_recipe_that_was_added_by_name_goes_to_the_workers_in_full(monkeypatch, results):
     monkeypatch.setitem(RECIPES, "mine", Recipe(11, batch=64))
     run = Run("resnet-8", recipe="mine")

@@ -176,7 +176,7 @@ def test_a_report_leaves_out_one_bad_record_of_many_but_never_a_published_one(ma
     assert not (tmp_path / "own" / "runs").exists()  # nothing was trained in its place
 
 
-@pytest.mark.parametrize("option", ["core.autocrlf=true", "core.eol=crlf", "core.autocrlf=input"])
+@pytest.mark.parametrize("option", ["core.autocrlf=true", pytest.param("core.eol=crlf", marks=pytest.mark.long)])
 def test_git_leaves_published_records_as_they_are(committed, tmp_path, option):
     """In a clone of anybody's settings, all checksums are right, and the scripts run."""
     source, clone = tmp_path / "source", tmp_path / "clone"

@@ -139,7 +139,7 @@ def trained_elsewhere(folder, **variables):
     return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("place", ["file/cache", "/proc/1"])
+@pytest.mark.parametrize("place", ["file/cache", pytest.param("/proc/1", marks=pytest.mark.long)])
 def test_without_a_cache_folder_torch_has_a_temporary_one(place, tmp_path):
     """Torch could not even be imported in full, and no net be built; the temporary folder is gone afterwards."""
     (tmp_path / "file").write_text("in the place of a folder")
@@ -154,7 +154,7 @@ def test_without_a_cache_folder_torch_has_a_temporary_one(place, tmp_path):
 
 
 @needs_compiler
-@pytest.mark.parametrize("broken", ["compiler", "linker"])
+@pytest.mark.parametrize("broken", ["compiler", pytest.param("linker", marks=pytest.mark.long)])
 def test_where_compiling_fails_training_goes_on_without(broken, tmp_path):
     """One line says so, the record too, and the result is that of a net that was never compiled."""
     script = tmp_path / "broken"
