@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Make the published tables, figures and executed notebooks again, from the records in results/published/runs alone.
+# All of them, or only the notebooks that are named: bash results/regenerate.sh 3_cifar_depths 7_scorecard
 # With these parameters the notebooks also made the records: a run without one is trained, which takes hours and its images.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
+wanted=" $* "
 
 # A notebook, its parameters, and the folder within results for what it leaves, if that is not the notebook's name.
 notebook() {
+  [[ $wanted == "  " || $wanted == *" $1 "* ]] || return 0
   local folder="results/published/${3:-$1}"
   mkdir -p "$folder"
   "$python" -m papermill --no-progress-bar "notebooks/$1.ipynb" "$folder/notebook.ipynb" -y "$2" -p results results/published ${3:+-p output "$3"}

@@ -61,6 +61,7 @@ def test_errors_with_blocks_left_out_are_those_of_these_nets(net):
     assert len(explore.lesion_figure({"some net": table}).axes) == 1
 
 
+@pytest.mark.long
 def test_residual_nets_barely_notice_what_plain_nets_do(monkeypatch):
     """The published nets: of the shape of Veit et al. 2016, whatever the numbers."""
     monkeypatch.undo()  # published nets are wanted here

@@ -333,6 +333,7 @@ def test_a_checkpoint_of_another_source_is_refused(write, results, monkeypatch):
         checkpoint.load(run.folder(results), records.origin(changed, "f"))
 
 
+@pytest.mark.long
 def test_a_record_loads_without_its_source_and_a_changed_one_is_another_run(write, results, capsys):
     path = write()
     run = Run("nets:tiny", schedule=SHORT, recipe=Recipe(1_100, 64, warmup=Warmup(0.01, 80, 2)))

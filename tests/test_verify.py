@@ -60,6 +60,7 @@ def test_what_cannot_be_verified_is_refused(trained, pets, make):
         verify.verify(other, pets)
 
 
+@pytest.mark.long
 def test_the_command_line_verifies_by_id(trained, tmp_path):
     results = trained.folder.parents[1]
     record = altered(trained, tmp_path, {("history.csv", 0, "train_error"): 1.5})
