@@ -3,12 +3,11 @@
 import copy
 
 import pandas as pd
-import torch
 from torch import nn
 
 from replication import evaluate
 from replication.data import check_name
-from replication.data.batches import normalize
+from replication.data.batches import original_views
 from replication.engine.checks import choice
 from replication.models import BasicBlock, Bottleneck, NetName
 from replication.recipes import RECIPES
@@ -123,9 +122,7 @@ def swapped(net, one, other):
 
 def error_of(net, images, mean):
     """The error in percent of a net on images (``Images``), minus a mean image (H, W, 3)."""
-    parts = zip(*(torch.from_numpy(column).split(500) for column in images), strict=True)
-    batches = ((normalize(pixels, mean), labels, {}) for pixels, labels in parts)
-    return evaluate.single_view(net, batches).error
+    return evaluate.single_view(net, original_views(images, mean)).error
 
 
 def lesions(trained, images):

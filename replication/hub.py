@@ -28,7 +28,6 @@ from replication.runs.records import SUMS, WEIGHTS, all_finished, by_conditions
 MEAN = "mean_image"  # in a file of weights, what inputs are centred by: (H, W, 3), from 0 to 255
 AT_ONCE = 100  # images that ``predict`` passes through a net together
 COLUMNS = ["net", "dataset", "seed", "parameters", "test_error", "seconds", "hardware", "iterations", "command"]
-MARKS = "<!-- nets -->", "<!-- /nets -->"
 
 
 class TrainedNet(nn.Module):
@@ -221,11 +220,7 @@ def publish(record, data="data"):
 
 def update_page(path=files.SOURCE / "docs" / "nets.md"):
     """Put the table of ``nets`` into docs/nets.md, between its marks. Raises ValueError where these are missing."""
-    text, (begin, end) = path.read_text("utf-8"), MARKS
-    if not 0 <= text.find(begin) < text.find(end):
-        raise ValueError(f"{path} has no place for the nets: mark one by {begin} and {end}")
-    before, after = text.partition(begin)[0], text.partition(end)[2]
-    files.write(path, f"{before}{begin}\n\n{_table()}\n\n{end}{after}")
+    files.fill(path, {"nets": _table()})
 
 
 def _table():

@@ -12,7 +12,7 @@ import torch
 
 from replication import data as datasets
 from replication import evaluate, measure
-from replication.data.batches import normalize
+from replication.data.batches import original_views
 from replication.engine import files
 from replication.engine.checks import choice, nearest
 from replication.evaluate import EVAL_PROTOCOLS, NormalizedNet
@@ -265,11 +265,9 @@ def errors_of_others(weights, dataset, data="data", precision="float32"):
     if not weights:
         return []
     loaded, rows = datasets.load(dataset, data), []
-    pixels, labels = (torch.from_numpy(part).split(500) for part in loaded.test)
     for label, options in weights.items():
         net, mean, std = load_others(label, options, loaded)
-        inputs = (normalize(part.to(mean.device), mean, std) for part in pixels)
-        batches = ((views, classes.to(mean.device), {}) for views, classes in zip(inputs, labels, strict=True))
+        batches = original_views(loaded.test, mean, std)
         with evaluate.deterministic():
             error = evaluate.single_view(net, batches, mean.device, precision).error
         rows.append({"net": label, "parameters": measure.parameters(net), "test_error": error})

@@ -80,6 +80,17 @@ class Images(NamedTuple):
     labels: np.ndarray
 
 
+def original_views(images, mean, std=None):
+    """The single, original view of each of ``images``, on the device of ``mean``, as ``eval_batches`` yields them.
+
+    mean, std: as ``normalize`` takes them.
+    """
+    pixels, labels = map(torch.from_numpy, images)
+    for start in range(0, len(labels), 500):
+        views, classes = (column[start : start + 500].to(mean.device) for column in (pixels, labels))
+        yield normalize(views, mean, std), classes, {}
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset(HoldsOut):
     """A data set of small images in memory; ``validation`` is None unless some training images are held out.
@@ -138,12 +149,10 @@ class Dataset(HoldsOut):
         here. ``share``: rank and world size; each process gets every ``world_size``-th image, from its rank on.
         ``workers`` is ignored.
         """
-        mean = torch.from_numpy(self.mean).to(device)
         rank, world_size = share
-        pixels, labels = (torch.from_numpy(column[rank::world_size]) for column in images)
-        for start in range(0, len(labels), 500):
-            views, classes = (column[start : start + 500].to(device) for column in (pixels, labels))
-            yield normalize(views, mean), classes, {}
+        return original_views(
+            Images(*(column[rank::world_size] for column in images)), torch.from_numpy(self.mean).to(device)
+        )
 
 
 class Batches:

@@ -30,20 +30,23 @@ class DamagedError(ValueError):
     """A file is not as it was written: cut off, altered, or missing."""
 
 
-def _find_source():
-    """The repository: around this package, else above the current folder, else where pip installed the package from."""
-    here = Path(__file__).parents[2]
-    origins = [json.loads(path.read_text())["url"] for path in here.glob("replication-*.dist-info/direct_url.json")]
+def _places():
+    """Where the repository may be: around this package, above the current folder, where pip installed it from."""
+    yield INSTALLED
     above = []
     with contextlib.suppress(FileNotFoundError):  # the current folder may have been removed
         above = [Path.cwd(), *Path.cwd().parents]
-    for folder in (here, *above, *(Path(url2pathname(urlsplit(url).path)) for url in origins)):
-        if (folder / "notebooks").is_dir() and (folder / "replication" / "models.py").is_file():
-            return folder
-    return here
+    yield from above
+    for origin in INSTALLED.glob("replication-*.dist-info/direct_url.json"):
+        yield Path(url2pathname(urlsplit(json.loads(origin.read_text())["url"]).path))
 
 
-SOURCE = _find_source()  # once, wherever the process goes later; without a repository, the folder of the package
+def _is_repository(folder):
+    return (folder / "notebooks").is_dir() and (folder / "replication" / "models.py").is_file()
+
+
+INSTALLED = Path(__file__).parents[2]  # the folder of this package
+SOURCE = next(filter(_is_repository, _places()), INSTALLED)  # the repository: once, wherever the process goes later
 
 
 def root():
@@ -118,6 +121,21 @@ def write(path, content, before=None):
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def fill(path, blocks):
+    """Put texts, {name: text}, between their marks in a Markdown file, ``<!-- name -->`` and ``<!-- /name -->``.
+
+    Raises ValueError, and writes nothing, where one has no marks.
+    """
+    text = path.read_text("utf-8")
+    for name, content in blocks.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if not 0 <= text.find(begin) < text.find(end):
+            raise ValueError(f"{path} has no place for the {name}: mark one by {begin} and {end}")
+        before, after = text.partition(begin)[0], text.partition(end)[2]
+        text = f"{before}{begin}\n\n{content}\n\n{end}{after}"
+    write(path, text)
 
 
 def _unwritable(path, error):

@@ -234,11 +234,4 @@ def for_readme(card, records):
 
 def update_readme(card, records, path=ROOT / "README.md"):
     """Put results and scorecard into the README, between their marks. Raises ValueError where these are missing."""
-    text = path.read_text("utf-8")
-    for name, content in for_readme(card, records).items():
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        if not 0 <= text.find(begin) < text.find(end):
-            raise ValueError(f"{path} has no place for the {name}: mark one by {begin} and {end}")
-        before, after = text.partition(begin)[0], text.partition(end)[2]
-        text = f"{before}{begin}\n\n{content}\n\n{end}{after}"
-    write(path, text)
+    files.fill(path, for_readme(card, records))
