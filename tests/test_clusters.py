@@ -78,15 +78,15 @@ def test_a_cluster_gives_the_records_of_this_machine(cluster, tmp_path):
 
 def test_a_worker_that_dies_loses_no_run(cluster, tmp_path):
     address, workers = cluster
-    sweep = grid(["plain-8", "resnet-8"], seeds=list(range(4)), schedule=0.2)
+    sweep = grid(["plain-8", "resnet-8"], seeds=[0, 1, 2], schedule=0.15)
     with ThreadPoolExecutor(1) as beside:
         training = beside.submit(run_all, sweep, tmp_path / "results", executor=address)
         until(lambda: len(list(tmp_path.glob("results/runs/*/summary.json"))) >= 2, "no run was finished")
         workers[0].send_signal(signal.SIGKILL)
         records = training.result(timeout=5 * WAIT)
-    assert len(list(tmp_path.glob("results/runs/*/summary.json"))) == 8
+    assert len(list(tmp_path.glob("results/runs/*/summary.json"))) == 6
     assert [record.run for record in records] == sweep
-    assert {record.summary["iterations"] for record in records} == {220}
+    assert {record.summary["iterations"] for record in records} == {165}
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 TINY = {
     "0_quickstart": "schedule: 0.01",
     "1_architectures": "",
-    "2_plain_vs_residual": "schedule: 0.01, depths: [8, 14], seeds: [0, 1]",
+    "2_plain_vs_residual": "schedule: 0.01, depths: [8, 14]",
     "3_cifar_depths": "schedule: 0.01, depths: [8, 14], precision: bfloat16",
     "4_shortcuts": "schedule: 0.0002, depth: 8, recipe: cifar",
     "5_layer_responses": "schedule: 0.01, nets: [plain-8, resnet-8]",
-    "6_imagenet": "schedule: 0.1, nets: [plain-18, resnet-18], ways: [10-crop, centre crop], precision: bfloat16",
+    "6_imagenet": "schedule: 0.1, nets: [resnet-18], ways: [10-crop, centre crop], precision: bfloat16",
     "7_scorecard": "",
     "8_speed": "nets: [resnet-8], rounds: 1, iterations: 1, notebooks: [], seeds: [0], schedule: 0.01",
     "10_explore": "lesions: [plain-20, resnet-20]",
@@ -54,7 +54,10 @@ def outputs(path):
     return [output for cell in nbformat.read(path, 4).cells if cell.cell_type == "code" for output in cell.outputs]
 
 
-@pytest.mark.parametrize("name", TINY)
+ONCE = [pytest.param(name, marks=pytest.mark.long) if name == "4_shortcuts" else name for name in TINY]  # it runs below
+
+
+@pytest.mark.parametrize("name", ONCE)
 def test_notebooks_run_by_papermill_and_leave_tables_and_figures(name, tmp_path):
     parameters = ", ".join(filter(None, [TINY[name], f"results: {tmp_path / 'results'}"]))
     if name == "6_imagenet":  # draws its pictures
@@ -70,15 +73,14 @@ def test_notebooks_run_by_papermill_and_leave_tables_and_figures(name, tmp_path)
     assert pictures == len(FIGURES[name]) + (name == "10_explore")  # a figure in place of the sliders
 
 
-@pytest.mark.parametrize(
-    "names", [["3_cifar_depths", "5_layer_responses", "7_scorecard"], pytest.param([], marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("names", [["3_cifar_depths", "7_scorecard"], pytest.param([], marks=pytest.mark.long)])
 def test_one_command_makes_tables_and_readme_again_from_the_committed_records_alone(committed, names):
     """Nothing can be trained here: there are no images. Figures depend on the version of matplotlib."""
-    for name in ("notebooks", "replication", "docs"):
+    for name in ("notebooks", "replication"):
         shutil.copytree(ROOT / name, committed / name, ignore=shutil.ignore_patterns("__pycache__"))
     kept = [path for path in (committed / "results").rglob("*") if path.suffix in (".csv", ".md", ".json", ".txt")]
-    before = {path: path.read_bytes() for path in [*kept, committed / "README.md"]}
+    pages = [committed / "README.md", *(committed / "docs").iterdir()]
+    before = {path: path.read_bytes() for path in [*kept, *pages]}
     before = {path: content for path, content in before.items() if path.parent.parent.name != "runs"}
     script, listed = (committed / "results" / "regenerate.sh").read_text(), (ROOT / "docs" / "results.md").read_text()
     command, with_python = ["bash", "results/regenerate.sh", *names], os.environ | {"PYTHON": sys.executable}
@@ -87,7 +89,7 @@ def test_one_command_makes_tables_and_readme_again_from_the_committed_records_al
     assert "Training" not in done.stderr
     given = re.findall(r"^ *notebook .*?\"({.*?})\"", script, flags=re.M)
     assert [each for each in given if f"`{each}`" not in listed] == []
-    places = {path.relative_to(committed).parts[2] for path in before if path.name != "README.md"}
+    places = {path.relative_to(committed).parts[2] for path in before if path not in pages}
     assert places == {*re.findall(r"^ *notebook (\w+)", script, flags=re.M), "8_speed"}  # that measures a machine
     assert [str(path) for path, content in before.items() if path.read_bytes() != content] == []
 
@@ -109,7 +111,7 @@ def test_a_notebook_runs_in_its_own_folder_and_a_second_time_from_its_records(tm
     ("name", "parameters", "message", "number"),
     [
         ("2_plain_vs_residual", "depths: [20, 21]", "depth 21: a CIFAR net has 6n+2 layers", 3),
-        ("2_plain_vs_residual", "shedule: 0.1", "parameter 'shedule': choose", 3),
+        pytest.param("2_plain_vs_residual", "shedule: 0.1", "parameter 'shedule': choose", 3, marks=pytest.mark.long),
         ("3_cifar_depths", "cluster: nowhere", "executor 'nowhere': no Dask scheduler answers there", 4),
     ],
 )

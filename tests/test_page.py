@@ -128,12 +128,24 @@ def test_the_table_of_verdicts_has_the_papers_conditions_first(records):
     assert shown.iloc[12].tolist() == [13, "not attempted", "–", "–"]
 
 
-def test_the_readme_holds_results_and_scorecard_of_the_committed_records(committed):
+def test_readme_and_docs_hold_results_and_verdicts_of_the_committed_records(committed):
     records, evaluations = page.everything(committed / "results" / "published", "own")
-    text = (committed / "README.md").read_text()
-    for name, content in page.for_readme(report.scorecard(records, evaluations), records).items():
-        block = text.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
-        assert block.strip() == content, "run 7_scorecard with readme: True"
+    for name, texts in page.for_docs(report.scorecard(records, evaluations), records).items():
+        for place, content in texts.items():
+            block = (committed / name).read_text().partition(f"<!-- {place} -->")[2].partition(f"<!-- /{place} -->")[0]
+            assert block.strip() == content, "run 7_scorecard with readme: True"
+
+
+def test_the_readme_has_a_row_for_each_claim_with_the_numbers_that_decide(records):
+    lines = page.claims_table(report.scorecard(records)).splitlines()[2:]
+    rows = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
+    assert [row[0] for row in rows] == list(map(str, paper.CLAIMS))
+    claims = [(row[1], row[2]) for row in rows]
+    assert claims == [(claim.name, claim.printed) for claim in paper.CLAIMS.values()]
+    # Two runs a net under the paper's conditions, which come first: training errors of 2 and 2.1, 8 and 8.1.
+    ours, place = "training error: plain-20 2.05 %, plain-56 8.05 % (n = 2)", "cifar10, 64,000 iterations"
+    assert rows[0][3:] == [ours, place, "reproduced", "[2](notebooks/2_plain_vs_residual.ipynb)"]
+    assert rows[6][3:] == ["–", "–", "not attempted", "[6](notebooks/6_imagenet.ipynb)"]
 
 
 def test_errors_are_shown_by_conditions_without_the_papers(records):
@@ -143,18 +155,20 @@ def test_errors_are_shown_by_conditions_without_the_papers(records):
     assert "8.75" not in text  # the paper's, whose conditions are others
 
 
-def test_the_readme_is_updated_between_its_marks(records, tmp_path):
+def test_readme_and_docs_are_updated_between_their_marks(records, tmp_path):
     card = report.scorecard(records)
-    path = tmp_path / "README.md"
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("<!-- claims --><!-- /claims -->")
+    path = tmp_path / "docs" / "results.md"
     path.write_text("before\n<!-- results -->\nold\n<!-- /results -->\n<!-- scorecard --><!-- /scorecard -->\nafter\n")
-    page.update_readme(card, records, path)
-    results, scorecard = page.for_readme(card, records).values()
+    page.update_docs(card, records, tmp_path)
+    results, scorecard = page.for_docs(card, records)["docs/results.md"].values()
     first = f"<!-- results -->\n\n{results}\n\n<!-- /results -->"
     second = f"<!-- scorecard -->\n\n{scorecard}\n\n<!-- /scorecard -->"
     assert path.read_text() == f"before\n{first}\n{second}\nafter\n"
     path.write_text("<!-- results --><!-- /results -->\nno place\n")
     with pytest.raises(ValueError, match="has no place for the scorecard: mark one by <!-- scorecard -->"):
-        page.update_readme(card, records, path)
+        page.update_docs(card, records, tmp_path)
     assert path.read_text() == "<!-- results --><!-- /results -->\nno place\n"
 
 
@@ -208,14 +222,14 @@ assert sys.platform != "linux" or locale.getencoding() == "ANSI_X3.4-1968"
 records = all_finished(sys.argv[1])
 card = report.scorecard(records)
 page.save(card, records, sys.argv[2])
-page.update_readme(card, records, Path(sys.argv[3]))
+page.update_docs(card, records, Path(sys.argv[3]))
 """
 
 
 def test_text_is_utf_8_in_any_locale(records, committed):
-    readme, folder = committed / "README.md", committed / "7_scorecard"
+    folder = committed / "7_scorecard"
     variables = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     results = records[0].folder.parents[1]
-    subprocess.run([sys.executable, "-c", ASCII, results, folder, readme], env=variables, check=True)
-    assert "±" in readme.read_text("utf-8")
+    subprocess.run([sys.executable, "-c", ASCII, results, folder, committed], env=variables, check=True)
+    assert "–" in (committed / "README.md").read_text("utf-8")
     assert "–" in (folder / "table.md").read_text("utf-8")

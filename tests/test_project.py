@@ -11,7 +11,8 @@ import yaml
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CHINESE = ROOT / "README.zh.md"
+PAGES = [ROOT / "README.md", CHINESE, *sorted((ROOT / "docs").glob("*.md"))]
 
 # What each part of the package may import of the others. Those above know nothing of those below; what reports never
 # trains, and only it draws.
@@ -118,7 +119,36 @@ def test_links_lead_somewhere(page):
 
 def test_the_readme_leads_to_every_other_page():
     for page in PAGES[1:]:
-        assert f"](docs/{page.name})" in README
+        assert f"]({page.relative_to(ROOT).as_posix()})" in README
+
+
+def test_both_readmes_fit_on_a_few_screens():
+    assert max(len(text.splitlines()) for text in (README, CHINESE.read_text())) <= 150
+
+
+def commands(text):
+    """The blocks of code of a page, without comments."""
+    return [re.sub(r"  # .*", "", block) for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)]
+
+
+def numbers(text):
+    return sorted(re.findall(r"\d[\d,.]*(?<![,.])", text))
+
+
+def rows(text):
+    """The numbers, links and code of each row of the tables of a page, in order."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [(numbers(line), re.findall(r"\]\((.*?)\)", line), re.findall("`.*?`", line)) for line in lines]
+
+
+def test_the_chinese_readme_has_the_same_commands_numbers_and_links():
+    english, chinese = README, CHINESE.read_text()
+    assert commands(chinese) == commands(english)
+    assert rows(chinese) == rows(english)
+    english, chinese = (re.sub(r"```.*?```", "", text, flags=re.DOTALL).split("\n## ") for text in (english, chinese))
+    assert list(map(numbers, chinese)) == list(map(numbers, english))
+    links = [[sorted(re.findall(r"\]\((.*?)\)", part)) for part in parts[1:]] for parts in (chinese, english)]
+    assert links[0] == links[1]
 
 
 def test_the_readme_names_every_notebook():

@@ -106,6 +106,7 @@ def started(monkeypatch):
     return found
 
 
+@pytest.mark.long  # the next one needs it, too
 def test_the_run_of_a_worker_that_dies_is_tried_again(tmp_path, started):
     runs = [Run("resnet-14", schedule=0.3), Run("resnet-8", schedule=SCHEDULE)]
     killer = kill_the_worker_of(runs[0], tmp_path, times=1)
@@ -116,7 +117,7 @@ def test_the_run_of_a_worker_that_dies_is_tried_again(tmp_path, started):
 
 
 def test_a_run_that_kills_its_worker_every_time_takes_no_other_along(tmp_path, started):
-    deadly, *others = Run("resnet-14", schedule=1.0), *grid(["resnet-14", "plain-14"], seeds=[1], schedule=0.15)
+    deadly, *others = Run("resnet-14", schedule=1.0), *grid(["resnet-14", "plain-14"], seeds=[1], schedule=0.1)
     killer = kill_the_worker_of(deadly, tmp_path, times=2)
     with pytest.raises(
         RunsFailedError, match=f"1 of 3 runs failed.*\n  {deadly.id}: WorkerDiedError: its process was killed"
@@ -142,7 +143,10 @@ run_all([Run("resnet-20", bn_batch=64)], {results!r}, processes={processes})
 """
 
 
-@pytest.mark.parametrize(("how", "processes"), [(signal.SIGINT, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 2)])
+@pytest.mark.parametrize(
+    ("how", "processes"),
+    [(signal.SIGINT, 1), (signal.SIGKILL, 1), pytest.param(signal.SIGKILL, 2, marks=pytest.mark.long)],
+)
 def test_workers_end_with_the_process_that_waits_for_them(tmp_path, how, processes):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(results=str(tmp_path), processes=processes))
@@ -173,7 +177,11 @@ print([record.summary["iterations"] for record in run_all([Run("resnet-8", sched
 """
 
 
-@pytest.mark.parametrize("how", [["script.py"], ["-"], ["-i"]], ids=["script", "standard input", "REPL"])
+@pytest.mark.parametrize(
+    "how",
+    [["script.py"], ["-"], pytest.param(["-i"], marks=pytest.mark.long)],
+    ids=["script", "standard input", "REPL"],
+)
 def test_a_caller_needs_no_guard(how, tmp_path):
     text = UNGUARDED.format(results=str(tmp_path / "results"))
     (tmp_path / "script.py").write_text(text)

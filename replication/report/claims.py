@@ -131,7 +131,8 @@ def ensemble_findings(condition):
     best = f"its best member {min(errors):.2f} %"
     text = f"the ensemble of {len(members)} nets has a top-5 error of {error:.2f} %, {best}"
     outcome = "holds" if error < min(errors) else "fails"
-    return [Finding(outcome, f"{text} (one run each)", 1, tuple(member.net for member in members))]
+    short = f"top-5 error: ensemble {error:.2f} %, {best} (n = 1)"
+    return [Finding(outcome, f"{text} (one run each)", 1, tuple(member.net for member in members), short=short)]
 
 
 def scorecard(records, evaluations=None):
@@ -142,7 +143,7 @@ def scorecard(records, evaluations=None):
     the paper's own (``as_paper``), for which every claim has a row, attempted or not, then others that say something.
     Columns: claim (number); of ``paper.Claim``: name, section, statement, printed, comparison; criterion, notebook,
     as_paper, conditions (in words), place (in short), verdict (one of ``comparisons.VERDICTS``), found (sentences),
-    nets (name: number of runs), records (their ids).
+    ours (its numbers in short), nets (name: number of runs), records (their ids).
     """
     groups = by_conditions([record for record in records if record.run.recipe != "smoke"])
     conditions = [(place, words, Condition(members, evaluations or {})) for place, words, members in groups]
@@ -176,7 +177,16 @@ def _judged(number, place, words, condition):
     nets = {net: len(condition.records[net]) for each in findings for net in each.nets if net in condition.records}
     ids = [record.run.id for net in nets for record in condition.records[net]]
     row = {"as_paper": as_paper, "conditions": words, "place": place, "verdict": verdict(findings, as_paper)}
-    return row | {"found": _sentences(findings), "nets": nets, "records": ids}
+    return row | {"found": _sentences(findings), "ours": _in_short(findings), "nets": nets, "records": ids}
+
+
+def _in_short(findings):
+    """The numbers that decide: of the comparisons with each outcome the first, those of neighbours left out."""
+    first = {}
+    for each in findings:
+        if each.short and each.role != NOT_HIGHER:
+            first.setdefault(each.outcome, each.short)
+    return "; ".join(first.values() if len(first) == 1 else [f"{text}: {outcome}" for outcome, text in first.items()])
 
 
 def _sentences(findings):
@@ -193,4 +203,4 @@ def _not_attempted(claim):
     names = ["{dataset}, {iterations:,} iterations".format(**PAPER[family]) for family in claim.families]
     sentence = f"No run under the paper's conditions: {' or '.join(names)}." if names else "Not trained here."
     row = {"as_paper": True, "conditions": THEIRS, "place": THEIRS, "verdict": "not attempted", "found": [sentence]}
-    return row | {"nets": {}, "records": []}
+    return row | {"ours": "", "nets": {}, "records": []}

@@ -76,6 +76,7 @@ class Finding(NamedTuple):
     runs: the smallest number of runs of a net; None where the seed does not matter.
     nets: those compared; of what is missing, those that were not run.
     role: "required", "supporting" or ``NOT_HIGHER``.
+    short: the numbers alone, and over how many runs.
     """
 
     outcome: str
@@ -83,6 +84,7 @@ class Finding(NamedTuple):
     runs: int | None = None
     nets: tuple[str, ...] = ()
     role: str = "required"
+    short: str = ""
 
 
 class Condition:
@@ -123,12 +125,24 @@ class Condition:
         notes = [_counts(values)] * metric.seeded + notes + diverged
         text += f" ({'; '.join(notes)})" if notes else ""
         runs = min(map(len, values.values())) if metric.seeded else None
-        return Finding("unclear" if diverged else outcome, text, runs, nets, row.role)
+        return Finding("unclear" if diverged else outcome, text, runs, nets, row.role, _in_short(row, values))
+
+
+def _in_short(row, values):
+    """The numbers of a row alone: means, or of a bound the worst run."""
+    of = fmean if row.kind not in BOUNDS else _worst(row)
+    numbers = ", ".join(f"{net} {row.metric.shown(of(each))}" for net, each in values.items())
+    counts = ", ".join(dict.fromkeys(str(len(each)) for each in values.values()))
+    return f"{row.metric.name}: {numbers}" + (f" (n = {counts})" if row.metric.seeded else "")
+
+
+def _worst(row):
+    return min if row.kind == "at least" else max
 
 
 def _bounded(row, values):
     """Outcome, text and notes of a row whose bound every run must satisfy; the text gives the worst of them."""
-    worst = (min if row.kind == "at least" else max)(values[row.net])
+    worst = _worst(row)(values[row.net])
     text = f"the {row.metric.name} of {row.net} is {row.metric.shown(worst)}"
     outcome = "holds" if BOUNDS[row.kind](worst, row.other) else "fails"
     return outcome, text, [f"{row.kind} {row.metric.shown(row.other)} required"]

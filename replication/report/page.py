@@ -1,4 +1,4 @@
-"""The scorecard for people: its page, its tables in the README, and what both say at the top."""
+"""The scorecard for people: its page, its tables in README and docs, and what these say at the top."""
 
 import os
 from pathlib import Path
@@ -227,11 +227,31 @@ def errors_by_conditions(records):
     return "\n\n".join(parts)
 
 
-def for_readme(card, records):
-    """What belongs in the README, by the name of its place."""
-    return {"results": errors_by_conditions(records), "scorecard": f"{answer(card)}\n\n{markdown(readable(card), 99)}"}
+def claims_table(card):
+    """The claims in Markdown, a row each, judged under the paper's conditions or else under the first others there are.
+
+    Rows are not padded: a column is as wide as its longest cell otherwise.
+    """
+    lines = ["| | claim | the paper | ours | conditions | verdict | notebook |", f"{'|:--' * 7}|"]
+    for number, rows in card.groupby("claim", sort=False):
+        row = min(rows.to_dict("records"), key=lambda row: row["verdict"] == "not attempted")
+        place = row["place"] if row["ours"] else "–"
+        cells = [str(number), row["name"], row["printed"], row["ours"] or "–", place, row["verdict"]]
+        name = row["notebook"]
+        link = f"[{name.partition('_')[0]}](notebooks/{name}.ipynb)" if name else "–"
+        lines.append(f"| {' | '.join([*map(in_markdown, map(spelled, cells)), link])} |")
+    return "\n".join(lines)
 
 
-def update_readme(card, records, path=ROOT / "README.md"):
-    """Put results and scorecard into the README, between their marks. Raises ValueError where these are missing."""
-    files.fill(path, for_readme(card, records))
+def for_docs(card, records):
+    """What the README and docs/results.md hold of the results: {page: {name of the place: text}}."""
+    verdicts = f"{answer(card)}\n\n{markdown(readable(card), 99)}"
+    results = {"results": errors_by_conditions(records), "scorecard": verdicts}
+    claims = f"{answer(card)}\n\n{claims_table(card)}"
+    return {"README.md": {"claims": claims}, "docs/results.md": results}
+
+
+def update_docs(card, records, root=ROOT):
+    """Put results and verdicts into README and docs, between their marks. Raises ValueError where these are missing."""
+    for page, texts in for_docs(card, records).items():
+        files.fill(root / page, texts)
