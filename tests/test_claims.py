@@ -286,6 +286,19 @@ def test_shortcuts_as_in_the_paper_are_reproduced(make_all):
     assert verdict_of(worse, 6) == "partly"
 
 
+def test_what_is_found_says_how_much_it_counts(make_all):
+    """Intervals of differences are 0.23 to either side: SPREAD has a variance of 0.025, Student's t of 8 is 2.306."""
+    errors = {"plain-34": (9, 10.6), "resnet-34": (9, 10), "resnet-34-B": (9, 10.5), "resnet-34-C": (9, 10)}
+    lines = report.findings(make_all(errors, dataset="imagenet", schedule=0.5), [6])
+    assert lines[0].startswith("Projections are not essential: mixed (")
+    roles = ["Required", *["Supporting"] * 3, *["Counts only if clearly violated"] * 2]
+    assert [line.strip().partition(": The ")[0] for line in lines[1:-1]] == roles
+    outcomes = [line.rpartition(": ")[2] for line in lines[1:-1]]
+    assert outcomes == ["holds.", "holds.", "unclear.", "holds.", "fails.", "holds."]
+    assert "Unclear: the runs are too few or differ too much to tell" in lines[-1]
+    assert lines[-1] in comparisons.RULES
+
+
 def test_without_projections_nothing_is_said_of_them(make_all):
     assert verdict_of(make_all({"plain-20": (9, 30), "resnet-20": (9, 20)}), 6) == "not attempted"
 
@@ -335,7 +348,8 @@ def test_the_warm_up_is_judged_against_runs_without(make):
     found = row["found"].item()
     assert "is 6.60 %, 0.01 points lower than the 6.61 % of the paper (5 runs; " in found[-1]
     assert found[-1].endswith("at most 0.50 points required): holds.")
-    assert found[-2].startswith("The length of the warm-up of ResNet-110 is 6,400 iterations (5 runs; at most 1,000 ")
+    words = "The length of the warm-up of ResNet-110 is 6,400 iterations (5 runs; at most 1,000 "
+    assert found[-2].startswith(f"Supporting: {words}")
     assert found[-2].endswith("fails.")
     assert judged(warm, 2)["nets"].tolist() == [{}]
     short = runs_of(6.6, 1, schedule=0.1) + cold(warmup=False, schedule=0.1)
@@ -391,7 +405,7 @@ def test_nets_whose_shortcuts_are_cut_are_not_consistent_with_the_paper(tmp_path
         assert set(tested["claim"]) >= {2, 3, 4, 11}
         assert not {"reproduced", "consistent"} & set(tested["verdict"])
         assert (
-            "The share of working shortcuts of ResNet-32 is 0 % (at least 100 % required): fails."
+            "Supporting: The share of working shortcuts of ResNet-32 is 0 % (at least 100 % required): fails."
             in (tested["found"].iloc[-1])
         )
 
@@ -409,4 +423,5 @@ def test_a_net_of_which_a_run_diverged_is_no_evidence(make, make_all):
     alone = [record for record in records if record.net == "plain-20"] + lost
     row = judged(alone, 1)
     assert row["verdict"].tolist() == ["not attempted", "inconclusive"]
-    assert row["found"].iloc[1] == ["1 run of plain-56 diverged, so there is no training error to compare: unclear."]
+    text = "Required: 1 run of plain-56 diverged, so there is no training error to compare: unclear."
+    assert row["found"].iloc[1] == [text]

@@ -136,5 +136,5 @@ def test_findings_name_claims_and_verdicts(make, records):
     ]
     lines = report.findings([make(9, 9, layers=layers(56), net="plain-56")], [5, 10])
     assert lines[0] == "Gradients do not vanish: mixed (digits, recipe digits, 1,100 iterations, float32)."
-    text = "  The least variance entering a 3x3 layer of plain-56 is 1 (one run; at least 0.01 required): holds."
-    assert lines[3] == text
+    text = "The least variance entering a 3x3 layer of plain-56 is 1 (one run; at least 0.01 required): holds."
+    assert lines[3] == f"  Supporting: {text}"

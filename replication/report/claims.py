@@ -6,7 +6,18 @@ import pandas as pd
 
 from replication.paper import CLAIMS, MULTIPLY_ADDS, WARMED_UP
 from replication.report import metrics
-from replication.report.comparisons import EQUAL, LOWER, NOT_HIGHER, PAPER, Comparison, Condition, Finding, verdict
+from replication.report.comparisons import (
+    EQUAL,
+    LOWER,
+    NOT_HIGHER,
+    PAPER,
+    ROLES,
+    WEIGHTS,
+    Comparison,
+    Condition,
+    Finding,
+    verdict,
+)
 from replication.report.tables import spelled
 from replication.runs.records import by_conditions
 
@@ -80,9 +91,8 @@ NO_ROWS = {
 def criterion(number):
     """The criterion of a claim in words."""
     rows = [row for row in CRITERIA if row.claim == number]
-    roles = {"required": "Required", "supporting": "Supporting", NOT_HIGHER: "Counts only if clearly violated"}
-    if number in (1, 2):
-        roles[NOT_HIGHER] += ", for any two neighbours"
+    neighbours = {NOT_HIGHER: f"{ROLES[NOT_HIGHER]}, for any two neighbours"} if number in (1, 2) else {}
+    roles = ROLES | neighbours
     parts = [(words, [row.in_words() for row in rows if row.role == role]) for role, words in roles.items()]
     text = NO_ROWS.get(number) or " ".join(f"{name}: {'; '.join(words)}." for name, words in parts if words)
     if "-N" in text:
@@ -162,11 +172,11 @@ def scorecard(records, evaluations=None):
 
 
 def findings(records, claims=tuple(CLAIMS)):
-    """What records say about claims (their numbers): sentences, each claim's verdict first."""
+    """What records say about claims (their numbers): sentences, each claim's verdict first, what counts how last."""
     card, lines = scorecard(records), []
     for row in card[card["claim"].isin(claims) & (card["verdict"] != "not attempted")].itertuples():
         lines += [f"{row.name}: {row.verdict} ({row.conditions}).", *(f"  {sentence}" for sentence in row.found)]
-    return lines or ["These nets decide none of these claims: see the criteria in 7_scorecard."]
+    return [*lines, WEIGHTS] if lines else ["These nets decide none of these claims: see the criteria in 7_scorecard."]
 
 
 def _judged(number, place, words, condition):
@@ -190,13 +200,14 @@ def _in_short(findings):
 
 
 def _sentences(findings):
-    """What was found, a sentence for each comparison, and one for all nets that were not run."""
+    """What was found, a sentence for each comparison with its role, and one for all nets that were not run."""
     missing = [each for each in findings if each.outcome == "missing"]
     absent = dict.fromkeys(net for each in missing for net in each.nets)
-    texts = [f"{each.text}: {each.outcome}" for each in findings if each.outcome != "missing"]
-    texts += [each.text for each in missing if each.text]
-    texts += [f"not run: {', '.join(absent)}"] if absent else []
-    return [f"{text[0].upper()}{text[1:]}." for text in map(spelled, dict.fromkeys(texts))]
+    texts = [(each.role, f"{each.text}: {each.outcome}") for each in findings if each.outcome != "missing"]
+    texts += [(each.role, each.text) for each in missing if each.text]
+    texts = [f"{ROLES[role]}: {text[0].upper()}{text[1:]}" for role, text in dict.fromkeys(texts)]
+    texts += [f"Not run: {', '.join(absent)}"] if absent else []
+    return [f"{spelled(text)}." for text in texts]
 
 
 def _not_attempted(claim):

@@ -216,12 +216,18 @@ def interval_of_mean(values):
 AS_PAPER = ("reproduced", "partly", "not reproduced")
 ELSEWHERE = ("consistent", "mixed", "inconsistent")
 VERDICTS = (*AS_PAPER, *ELSEWHERE, "inconclusive", "not attempted")
+ROLES = {"required": "Required", "supporting": "Supporting", NOT_HIGHER: "Counts only if clearly violated"}
+WEIGHTS = (
+    "Required comparisons decide: where none of them holds or fails, a claim is inconclusive. A supporting one that "
+    "does not hold makes a claim at most partly reproduced, or mixed; one that counts only if clearly violated does so "
+    "where it fails, and else nothing. Unclear: the runs are too few or differ too much to tell, or one diverged."
+)
 RULES = (
     "Reproduced: all required and supporting comparisons of a criterion hold, each over at least two runs per net. "
     "Partly: some required ones hold, but with single runs, or with others missing, unclear or failed. Not reproduced: "
-    "some required ones fail and none hold. Inconclusive: none hold or fail. These words are for the paper's own "
-    "conditions. Runs under other conditions (fewer iterations, other images, other nets) are judged by the same "
-    "criteria, but separately: as consistent with the claim, mixed, or inconsistent with it."
+    f"some required ones fail and none hold. {WEIGHTS} These words are for the paper's own conditions. Runs under "
+    "other conditions (fewer iterations, other images, other nets) are judged by the same criteria, but separately: as "
+    "consistent with the claim, mixed, or inconsistent with it."
 )
 
 
