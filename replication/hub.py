@@ -152,13 +152,9 @@ def _published():
 
 
 def _row(record):
-    run, summary, environment = record.run, record.summary, record.environment
-    hardware = environment["device"]
-    if hardware == "cpu":
-        threads = environment["threads"]
-        hardware = f"{environment['processor']}, {threads} thread{'s' if threads > 1 else ''}"
+    run, summary = record.run, record.summary
     values = [run.net, run.dataset, run.seed, summary["parameters"], summary["test_error"], summary["seconds"]]
-    return dict(zip(COLUMNS, [*values, hardware, summary["iterations"], _command(run)], strict=True))
+    return dict(zip(COLUMNS, [*values, record.hardware, summary["iterations"], _command(run)], strict=True))
 
 
 def _command(run):

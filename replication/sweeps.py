@@ -73,7 +73,7 @@ def run_all(runs, results="results", data="data", executor=None, processes=1, fr
     trainers.check_images(finished.values(), here)
     missing = [run for run in dict.fromkeys(runs) if run not in finished and run not in errors]
     if finished and not fresh:
-        print(_loading_line(finished.values()))
+        print(_loading_line(finished.values(), bool(missing or errors)))
     try:
         if missing and on_cluster:
             with clusters.connected(executor) as client:
@@ -138,10 +138,12 @@ def _find_finished(runs, results, find):
     return finished, errors
 
 
-def _loading_line(finished):
+def _loading_line(finished, others):
+    """How many runs were loaded; ``others``: whether that is not all that was asked for."""
     published = sum(records.is_published(record) for record in finished)
     origin = f", {published} of them published with this repository" if published else ""
-    return f"{len(finished)} run{'s' * (len(finished) > 1)} loaded{origin}; fresh=True trains again."
+    rest = "" if others else ". Nothing had to be trained"
+    return f"{len(finished)} run{'s' * (len(finished) > 1)} loaded{origin}{rest}; fresh=True trains again."
 
 
 def _print_notes(record):

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from replication import paper, report
+from replication.recipes import Recipe
 from replication.report import page
 from replication.runs import records as kept
 
@@ -66,6 +67,19 @@ def test_the_page_holds_all_it_needs(records, tmp_path):
     assert "Under its own conditions, 1 reproduced, 1 partly of 13 claims." in shown.text
     assert "Judged from 8 runs of your own." in shown.text
     assert all(link.startswith("#") or (folder / link).exists() for link in shown.links)
+
+
+def test_data_sets_and_recipes_that_occur_are_explained(records, make, tmp_path):
+    own = Recipe(10, batch=64)
+    every = [*records, make(1, 2, net="plain-8", dataset="pets", recipe="note"), make(1, 2, net="plain-8", recipe=own)]
+    lines = page.sections(report.scorecard(every), every, tmp_path)["What was run"].splitlines()
+    told = {line.partition(":")[0]: line.partition(": ")[2] for line in lines if line.startswith("- ")}
+    names = ["Data set `cifar10`", "Data set `digits`", "Data set `pets`", "Recipe `cifar`", "Recipe `digits`"]
+    assert list(told) == [f"- {name}" for name in (*names, "Recipe `note`", f"Recipe `{own.name}`")]
+    assert told["- Recipe `note`"] == "a Chinese reading note on the paper, with batches of 100 and momentum 0.8."
+    assert told["- Recipe `cifar`"].startswith("section 4.2 of the paper")
+    assert told["- Data set `pets`"] == "images of one's own, from a folder of this name."
+    assert "run.json" in told[f"- Recipe `{own.name}`"]
 
 
 def test_a_page_of_nothing_says_so(tmp_path):

@@ -1,4 +1,6 @@
 import itertools
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +11,7 @@ from torchvision.models import alexnet, vgg19
 
 from replication import measure, models, paper, report
 from replication.report import error_curves
+from replication.runs import records as kept
 
 
 def test_errors_are_means_and_deviations_over_seeds(make):
@@ -43,6 +46,21 @@ def test_nothing_to_show_is_said():
     with pytest.raises(ValueError, match="at least one finished run"):
         report.figure_6([], {"plain": ["plain-20"]})
     assert report.findings([]) == ["These nets decide none of these claims: see the criteria in 7_scorecard."]
+
+
+def test_runs_are_listed_with_what_they_took_and_whose_they_are(make, tmp_path, monkeypatch):
+    own, published = make(5, 6, net="resnet-20", seed=1), make(5, 6, net="plain-20", schedule=0.5)
+    shutil.move(published.folder, tmp_path / "published" / "runs" / published.run.id)
+    monkeypatch.setattr(kept, "PUBLISHED", tmp_path / "published")
+    table = report.listed([own, kept.finished_or_published(published.run, tmp_path)]).data
+    assert table.to_numpy().tolist() == [
+        ["ResNet-20", 1, "1,100", "1.0", "a processor, 1 thread", "your own"],
+        ["plain-20", 0, "550", "1.0", "a processor, 1 thread", "published with this repository"],
+    ]
+    environment = json.loads((own.folder / "environment.json").read_text())
+    (own.folder / "environment.json").write_text(json.dumps(environment | {"device": "<b>GPU"}))
+    assert "&lt;b&gt;GPU" in report.listed([replace(own)]).to_html()
+    assert report.listed([]).data.empty
 
 
 def test_only_the_papers_own_conditions_are_comparable(make):

@@ -241,7 +241,8 @@ def test_published_records_are_loaded_and_told_from_ones_own(published, tmp_path
     assert "Training 1 run." in text
     assert contents(folder) == before
     run_all([run, other], results)
-    assert "2 runs loaded, 1 of them published with this repository" in capsys.readouterr().out
+    words = "2 runs loaded, 1 of them published with this repository. Nothing had to be trained; fresh=True trains"
+    assert capsys.readouterr().out == f"{words} again.\n"
 
 
 def test_fresh_runs_are_trained_again_and_replace_ones_own(published, tmp_path, here, monkeypatch, capsys):
@@ -253,7 +254,7 @@ def test_fresh_runs_are_trained_again_and_replace_ones_own(published, tmp_path, 
     own = finished(run, results).history
     capsys.readouterr()
     assert finished(run, results).history.equals(run_all([run], results)[0].history)  # one's own comes first
-    assert capsys.readouterr().out == "1 run loaded; fresh=True trains again.\n"
+    assert capsys.readouterr().out == "1 run loaded. Nothing had to be trained; fresh=True trains again.\n"
     (again,) = run_all([run], results, executor=here, fresh=True)
     assert not again.history["seconds"].equals(own["seconds"])
     assert again.history.drop(columns="seconds").equals(own.drop(columns="seconds"))

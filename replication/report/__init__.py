@@ -6,16 +6,19 @@ from replication.report.error_curves import curves, figure_1, figure_4, figure_6
 from replication.report.tables import (
     caution,
     errors,
+    listed,
     readable,
     save_errors,
     save_table,
     spelled,
     styled,
     tested,
+    what_is,
     yardsticks,
 )
 
 __all__ = ["findings", "scorecard"]
 __all__ += ["curves", "figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_depths"]
 __all__ += ["save_figure", "speeds"]
-__all__ += ["caution", "errors", "readable", "save_errors", "save_table", "spelled", "styled", "tested", "yardsticks"]
+__all__ += ["caution", "errors", "listed", "readable", "save_errors", "save_table", "spelled", "styled", "tested"]
+__all__ += ["what_is", "yardsticks"]

@@ -16,7 +16,7 @@ from replication.report import layers
 from replication.report.claims import THEIRS
 from replication.report.comparisons import RULES, VERDICTS
 from replication.report.error_curves import by_kind
-from replication.report.tables import in_markdown, markdown, spelled, spread
+from replication.report.tables import in_markdown, markdown, spelled, spread, what_is
 from replication.runs import records as run_records
 from replication.runs.records import by_conditions, ended, json_text, read_json
 
@@ -135,7 +135,7 @@ def sections(card, records, folder):
     runs = "Nothing has been run yet."
     if records:
         runs = f"{markdown(runs_table(card, records), 99)}\n\nHours are the sum over all runs, several of which may "
-        runs += "have been trained side by side."
+        runs += f"have been trained side by side.\n\n{origins(records)}"
     return {
         "Was the paper reproduced?": f"{answer(card)} {sources(records)}\n\n{markdown(readable(card), 99)}\n\n{RULES}",
         "What was run": runs,
@@ -145,6 +145,14 @@ def sections(card, records, folder):
         + markdown(table_6.drop(columns=["ours_std", "ours_values"])),
         "What differs from the paper, and why": deviations(),
     }
+
+
+def origins(records):
+    """What the data sets and recipes of records are and where they come from: a list in Markdown."""
+    words = {f"Data set `{name}`": what_is(dataset=name) for name in sorted({record.run.dataset for record in records})}
+    recipes = sorted({record.run.recipe_name for record in records})
+    words |= {f"Recipe `{name}`": what_is(recipe=name) for name in recipes}
+    return "\n".join(f"- {name}: {text}." for name, text in words.items())
 
 
 def listing(card, folder):

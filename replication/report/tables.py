@@ -8,7 +8,7 @@ import pandas as pd
 
 from replication.engine.files import write
 from replication.paper import PLAIN_READ, TABLE_6, WARMED_UP, YARDSTICKS, Yardstick
-from replication.runs.records import CONDITIONS, by_conditions, ended, in_words
+from replication.runs.records import CONDITIONS, by_conditions, ended, in_words, is_published
 
 KINDS = {"plain": "plain nets", "resnet": "residual nets"}
 ERRORS = {"train_error": "training error", "test_error": "test error"}
@@ -17,12 +17,46 @@ WHOLE = {"parameters", "iterations", "holdout", "bn_batch", "diverged"}
 ELSEWHERE = (
     "These are not the paper's conditions: compare the nets of one column with each other, not ours with the paper's."
 )
+DATASETS = {
+    "digits": "scikit-learn's handwritten digits, 8x8 pixels, installed with the package",
+    "cifar10": "the original CIFAR-10, 32x32 pixels, checked by its published checksums",
+    "cifar100": "the original CIFAR-100, 32x32 pixels, checked by its published checksums",
+    "cifar10-jpeg": "all images of CIFAR-10 in the official split, but re-encoded as JPEG: not the original",
+    "imagenet": "ImageNet's photographs, 1,000 classes",
+}
+RECIPES = {
+    "cifar": "section 4.2 of the paper, its recipe for CIFAR-10",
+    "imagenet": "section 3.4 of the paper, its recipe for ImageNet",
+    "digits": "section 4.2 in a sixtieth of its iterations, for the few images of digits",
+    "note": "a Chinese reading note on the paper, with batches of 100 and momentum 0.8",
+    "smoke": "a smoke test of a few iterations, which learns nothing",
+}
 FEW = 3  # runs whose values are shown one by one; of more, mean and standard deviation
 
 
 def spelled(text):
     """Text for readers, its nets spelled as in the paper: "ResNet-20" for "resnet-20". Names of others stay."""
     return re.sub(r"(?<![\w/-])resnet-((?:\d+|N)(?:-[A-C])?)(?![\w-]|\.\w)", r"ResNet-\1", text)
+
+
+def what_is(recipe="", dataset=""):
+    """What a recipe or a data set of this name is and where it comes from, in words."""
+    if recipe:
+        return RECIPES.get(recipe, "a recipe of one's own, all of whose fields are in the run.json of its records")
+    layout = " in ImageNet's layout" if dataset.startswith("imagenet") else ""
+    return DATASETS.get(dataset, f"images of one's own, from a folder of this name{layout}")
+
+
+def listed(records):
+    """Runs in a notebook, a row for each: net, seed, iterations, minutes, what trained it, and whose record it is."""
+    rows = [
+        {"net": spelled(record.net), "seed": record.run.seed, "iterations": f"{record.summary['iterations']:,}"}
+        | {"minutes": f"{record.summary['seconds'] / 60:.1f}", "trained on": record.hardware}
+        | {"record": "published with this repository" if is_published(record) else "your own"}
+        for record in records
+    ]
+    table = pd.DataFrame(rows, columns=["net", "seed", "iterations", "minutes", "trained on", "record"])
+    return table.style.hide().format(escape="html")
 
 
 def errors(records, nets=(), published=TABLE_6, others=()):

@@ -58,6 +58,12 @@ class Record:
     def environment(self):
         return json.loads((self.folder / "environment.json").read_bytes())
 
+    @property
+    def hardware(self):
+        """What it was trained on: the GPU, or the processor and its threads."""
+        device, threads = self.environment["device"], self.environment.get("threads", 1)
+        return device if device != "cpu" else f"{self.environment['processor']}, {threads} thread{'s' * (threads > 1)}"
+
     @cached_property
     def history(self):
         return pd.read_csv(self.folder / "history.csv")
