@@ -42,9 +42,9 @@ def _shapes_only(net, size, device="meta"):
 def layers(net, size):
     """The weighted layers of a net, in the order in which an image passes them: a DataFrame with one row per layer.
 
-    ``size``: as in ``multiply_adds``. Columns: name; kind, "3x3 conv" or "fc"; channels and map, the side, of its
-    output; stride; multiply_adds; around, the number of layers that the shortcut ending behind this layer bypasses (0:
-    none ends here); grows, whether that shortcut changes dimensions. Projections on shortcuts have no row.
+    ``size``: as in ``multiply_adds``. Columns: name; kind, "3x3 conv" or "fc"; channels, height and map, the width, of
+    its output; stride; multiply_adds; around, the number of layers that the shortcut ending behind this layer bypasses
+    (0: none ends here); grows, whether that shortcut changes dimensions. Projections on shortcuts have no row.
     """
     net, image = _shapes_only(net, size)
     rows, rows_of_block = [], {}
@@ -53,7 +53,7 @@ def layers(net, size):
         rows_of_block.setdefault(name.rpartition(".")[0], []).append(len(rows))
         height, width = (1, 1) if isinstance(layer, nn.Linear) else output.shape[2:]
         row = {"name": name, "kind": _kind(layer), "channels": output.shape[1]}
-        row |= {"stride": 1 if isinstance(layer, nn.Linear) else layer.stride[0], "map": width}
+        row |= {"stride": 1 if isinstance(layer, nn.Linear) else layer.stride[0], "height": height, "map": width}
         rows.append(row | {"multiply_adds": layer.weight.numel() * height * width, "around": 0, "grows": False})
 
     for name, layer in weighted_layers(net):

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "clusters": {"engine", "data", "trainers"},
     "sweeps": {"engine", "data", "runs", "trainers", "clusters"},
     "verify": {"engine", "data", "runs", "trainers"},
+    "preview": {"data", "measure", "models", "report", "runs"},
     "explore": {"engine", "data", "models", "recipes", "evaluate", "report", "runs"},
     "report": {"engine", "paper", "runs"},
     "benchmark": {"engine", "data", "paper", "runs", "trainers", "sweeps", "report"},

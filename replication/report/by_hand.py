@@ -1,4 +1,4 @@
-"""Figures of ``10_explore``: one run up to some iteration, nets with blocks left out, images that nets disagree on."""
+"""Figures to look at: images; one run up to some iteration; errors of nets with blocks left out."""
 
 import matplotlib.pyplot as plt
 
@@ -60,20 +60,28 @@ def lesion_figure(tables):
     return figure
 
 
-@plt.rc_context(STYLE)
 def pictures(dataset, table, most=12):
     """The first images of ``disagreements``, each with its class and what the nets take it for."""
     rows, names = table.head(most), [name for name in table if name not in ("image", "label")]
-    lines = -(-max(1, len(rows)) // 6)
-    figure, grid = plt.subplots(lines, 6, figsize=(11, 2.6 * lines), squeeze=False)
+    titles = [
+        "\n".join(
+            [f"is {dataset.classes[label]}", *(f"{spelled(name)}: {dataset.classes[row[name]]}" for name in names)]
+        )
+        for label, (_, row) in zip(rows["label"], rows.iterrows(), strict=True)
+    ]
+    return tiles(dataset.test.pixels[rows["image"].astype(int)], titles)
+
+
+@plt.rc_context(STYLE)
+def tiles(images, titles, columns=6):
+    """Images, (N, H, W, 3) in uint8, in rows, each below its title."""
+    lines, side = -(-max(1, len(titles)) // columns), 11 / columns
+    figure, grid = plt.subplots(lines, columns, figsize=(11, (side + 0.75) * lines), squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, row in zip(grid.flat, rows.to_dict("records"), strict=False):
-        axes.imshow(dataset.test.pixels[row["image"]], interpolation="nearest")
-        words = [f"is {dataset.classes[row['label']]}"] + [
-            f"{spelled(name)}: {dataset.classes[row[name]]}" for name in names
-        ]
-        axes.set_title("\n".join(words), fontsize="x-small", loc="left")
+    for axes, pixels, title in zip(grid.flat, images, titles, strict=False):
+        axes.imshow(pixels, interpolation="nearest")
+        axes.set_title(title, fontsize="x-small", loc="left")
     figure.tight_layout()
     plt.close(figure)
     return figure

@@ -218,9 +218,9 @@ ELSEWHERE = ("consistent", "mixed", "inconsistent")
 VERDICTS = (*AS_PAPER, *ELSEWHERE, "inconclusive", "not attempted")
 ROLES = {"required": "Required", "supporting": "Supporting", NOT_HIGHER: "Counts only if clearly violated"}
 WEIGHTS = (
-    "Required comparisons decide: where none of them holds or fails, a claim is inconclusive. A supporting one that "
-    "does not hold makes a claim at most partly reproduced, or mixed; one that counts only if clearly violated does so "
-    "where it fails, and else nothing. Unclear: the runs are too few or differ too much to tell, or one diverged."
+    "Required comparisons decide: where none of them holds or fails, a claim is inconclusive. It is at most partly "
+    "reproduced, or mixed, where runs are single, a net is missing, a supporting comparison does not hold, or one that "
+    "counts only if clearly violated fails. Unclear: the runs are too few or differ too much to tell, or one diverged."
 )
 RULES = (
     "Reproduced: all required and supporting comparisons of a criterion hold, each over at least two runs per net. "
