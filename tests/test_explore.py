@@ -1,9 +1,11 @@
+import nbformat
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 
-from replication import data, explore, load_net, models
+from replication import data, explore, load_net, models, report
 from replication.hub import TrainedNet
 
 
@@ -117,3 +119,19 @@ def test_runs_under_one_set_of_conditions_are_chosen(make):
         ValueError, match="there are no finished runs, choose digits, recipe digits; digits, recipe note"
     ):
         explore.alike(every, "cifar10")
+
+
+def test_the_exercise_with_a_net_of_ones_own_runs_as_it_stands(tmp_path, monkeypatch):
+    """With the net of the docs, but for fewer iterations and seeds."""
+    cells = nbformat.read(ROOT / "notebooks" / "10_explore.ipynb", 4).cells
+    (cell,) = [cell.source for cell in cells if "preact.py" in cell.source]
+    code = cell.split("```python\n")[1].split("```")[0]
+    assert "seeds=[0, 1, 2], recipe=recipe" in code
+    (tmp_path / "preact.py").write_text(
+        (ROOT / "docs" / "own_nets.md").read_text().split("```python\n")[1].split("```")[0]
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    given = {"dataset": "digits", "recipe": None, "results": str(tmp_path), "data": "data", "report": report}
+    exec(code.replace("seeds=[0, 1, 2]", "schedule=0.005"), given)
+    assert [record.net.partition("-")[0] for record in given["compared"]] == ["resnet", "preact.preact_20"]
+    assert all(record.summary["iterations"] == 6 for record in given["compared"])
