@@ -1,6 +1,7 @@
 """What ``10_explore`` plays with: records by hand, nets with blocks taken out, images that nets disagree on."""
 
 import copy
+import io
 
 import pandas as pd
 from torch import nn
@@ -14,6 +15,7 @@ from replication.recipes import RECIPES
 from replication.report.by_hand import lesion_figure as lesion_figure
 from replication.report.by_hand import pictures as pictures
 from replication.report.by_hand import run_until
+from replication.report.tables import spelled
 from replication.runs import a_list
 from replication.runs.records import by_conditions, ended
 
@@ -43,32 +45,42 @@ def alike(records, dataset, recipe=None):
     raise ValueError(f"dataset {dataset!r}, recipe {recipe!r}: there are no finished runs, choose {'; '.join(known)}")
 
 
-def depth_dial(records):
-    """Sliders for kind, depth, seed and progress, with the figure of ``run_until`` below: an ipywidgets box.
+def depth_dial(records, first):
+    """Kind, and sliders for depth, seed and progress, with the figure of ``run_until`` below: an ipywidgets box.
 
-    It needs a notebook with a front end; elsewhere, show ``run_until`` of some record.
+    Starts with the record ``first``. Where a kind was not run with some depth and seed, shows the nearest. It needs a
+    notebook with a front end; elsewhere, show ``run_until`` of some record.
     """
     import ipywidgets as widgets
-    from IPython.display import display
+    from IPython.display import Image, display
 
     by_choice = {(_kind(record), record.run.name.depth, record.run.seed): record for record in records}
     kinds, depths, seeds = (sorted(set(values)) for values in zip(*by_choice, strict=True))
     wide = {"layout": widgets.Layout(width="32rem"), "style": {"description_width": "5rem"}}
-    kind = widgets.ToggleButtons(options=kinds, value=kinds[-1], description="kind", **wide)
-    depth = widgets.SelectionSlider(options=depths, description="layers", **wide)
-    seed = widgets.SelectionSlider(options=seeds, description="seed", **wide)
+    labels = [(each.replace("resnet", "ResNet"), each) for each in kinds]
+    kind = widgets.Dropdown(options=labels, value=_kind(first), description="kind", **wide)
+    depth = widgets.SelectionSlider(options=depths, value=first.run.name.depth, description="layers", **wide)
+    seed = widgets.SelectionSlider(options=seeds, value=first.run.seed, description="seed", **wide)
     percent = widgets.SelectionSlider(options=PERCENTS, value=100, description="progress %", **wide)
 
-    def show(**chosen):
-        record = by_choice.get((chosen["kind"], chosen["depth"], chosen["seed"]))
-        if record is None:
-            there = sorted({key[1:] for key in by_choice if key[0] == chosen["kind"]})
-            print(f"Not run: of these there are (layers, seed) {', '.join(map(str, there))}.")
-        else:
-            display(run_until(record, chosen["percent"]))
+    def show(percent, **wanted):
+        found = nearest(by_choice, **wanted)
+        if found != tuple(wanted.values()):
+            print(f"Not run. The nearest is: {found[1]} layers, seed {found[2]}.")
+        file = io.BytesIO()
+        run_until(by_choice[found], percent).savefig(file, format="png", dpi=72)  # in half of the notebook's own time
+        display(Image(file.getvalue()))
 
     output = widgets.interactive_output(show, {"kind": kind, "depth": depth, "seed": seed, "percent": percent})
     return widgets.VBox([kind, depth, seed, percent, output])
+
+
+def nearest(choices, kind, depth, seed):
+    """Of choices (kind, depth, seed), that of this kind with the nearest depth, of several with the nearest seed."""
+    return min(
+        (choice for choice in choices if choice[0] == kind),
+        key=lambda choice: (abs(choice[1] - depth), abs(choice[2] - seed)),
+    )
 
 
 def _kind(record):
@@ -80,11 +92,11 @@ def at_the_first_drop(record):
     history = record.history
     drops = history.index[history["lr"].diff() < 0]
     if drops.empty:
-        return f"{record.net}: the learning rate is never divided."
+        return f"{spelled(record.net)}: the learning rate is never divided."
     before, after = history.loc[drops[0] - 1], history.loc[min(drops[0] + 1, history.index[-1])]
     earlier = history[history["iteration"] <= 0.75 * before["iteration"]].iloc[-1]
     errors = [f"{row['train_error']:.1f} % at iteration {row['iteration']:,.0f}" for row in (earlier, before, after)]
-    return f"{record.net}: training error {errors[0]}, {errors[1]}, then divided: {errors[2]}."
+    return f"{spelled(record.net)}: training error {errors[0]}, {errors[1]}, then divided: {errors[2]}."
 
 
 def removable(net):

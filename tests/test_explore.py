@@ -109,6 +109,19 @@ def test_a_run_is_shown_until_a_percentage(make):
         assert errors.get_xlim() == (0, 1100)
 
 
+def test_where_a_choice_was_not_run_the_nearest_is_shown(make):
+    choices = [("plain", 20, 0), ("plain", 56, 3), ("plain", 56, 1), ("resnet-C", 32, 0)]
+    assert explore.nearest(choices, "plain", 56, 3) == ("plain", 56, 3)
+    assert explore.nearest(choices, "plain", 110, 0) == ("plain", 56, 1)
+    assert explore.nearest(choices, "resnet-C", 20, 4) == ("resnet-C", 32, 0)
+    row = {"iteration": 0, "kind": "3x3 conv", "response_std": 1.0, "gradient_norm": 0.1}
+    layers = [row | {"layer": layer} for layer in (1, 2)]
+    records = [make(1, 2, layers=layers, net=net) for net in ("plain-20", "plain-56", "resnet-32-C")]
+    *chosen, _ = explore.depth_dial(records, records[1]).children
+    assert [widget.value for widget in chosen] == ["plain", 56, 0, 100]
+    assert chosen[0].options == (("plain", "plain"), ("ResNet-C", "resnet-C"))
+
+
 def test_runs_under_one_set_of_conditions_are_chosen(make):
     long, short = make(1, 2, net="plain-20"), make(1, 2, net="plain-20", schedule=0.5)
     other = make(1, 2, net="plain-20", recipe="note", schedule=0.01)
