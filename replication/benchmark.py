@@ -204,7 +204,7 @@ def protocols(precision="float32"):
     depths = [20, 32, 44, 56]
     plain, residual = (net_names(kind, depths) for kind in ("plain", "resnet"))
     nets = {
-        "0_quickstart": ["plain-20", "plain-56", "resnet-20", "resnet-56"],
+        "0_quickstart": ["plain-20", "plain-44", "resnet-20", "resnet-44"],
         "2_plain_vs_residual": plain + residual,
         "3_cifar_depths": [*residual, "resnet-110", "resnet-1202"],
         "4_shortcuts": ["plain-56", "resnet-56-A", "resnet-56-B", "resnet-56-C"],
