@@ -1,6 +1,7 @@
 """The criteria of the paper's claims, fixed here as a table of comparisons, and applied to the records alone."""
 
 import itertools
+import textwrap
 
 import pandas as pd
 
@@ -176,7 +177,11 @@ def findings(records, claims=tuple(CLAIMS)):
     card, lines = scorecard(records), []
     for row in card[card["claim"].isin(claims) & (card["verdict"] != "not attempted")].itertuples():
         lines += [f"{row.name}: {row.verdict} ({row.conditions}).", *(f"  {sentence}" for sentence in row.found)]
-    return [*lines, WEIGHTS] if lines else ["These nets decide none of these claims: see the criteria in 7_scorecard."]
+    return (
+        [*lines, *textwrap.wrap(WEIGHTS, 100)]
+        if lines
+        else ["These nets decide none of these claims: see the criteria in 7_scorecard."]
+    )
 
 
 def _judged(number, place, words, condition):

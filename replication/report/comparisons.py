@@ -162,8 +162,6 @@ def _compared(row, values):
         gain = f", half of the gain over {row.baseline},"
     if row.kind == EQUAL and metric.seeded:
         notes.append(f"at most {metric.shown(within, metric.points)}{gain} required")
-    elif row.kind == NOT_HIGHER:
-        notes.append("required: not clearly higher")
     apart = f"{metric.shown(abs(difference), metric.points)} {'lower' if difference < 0 else 'higher'} than"
     if metric.shown(abs(difference)) == metric.shown(0):
         apart = "the same as"
