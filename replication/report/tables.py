@@ -27,7 +27,7 @@ DATASETS = {
 RECIPES = {
     "cifar": "section 4.2 of the paper, its recipe for CIFAR-10",
     "imagenet": "section 3.4 of the paper, its recipe for ImageNet",
-    "digits": "section 4.2 in a sixtieth of its iterations, for the few images of digits",
+    "digits": "section 4.2 in about a sixtieth of its iterations, for the few images of digits",
     "note": "a Chinese reading note on the paper, with batches of 100 and momentum 0.8",
     "smoke": "a smoke test of a few iterations, which learns nothing",
 }
