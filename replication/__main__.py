@@ -4,6 +4,7 @@
 """
 
 import argparse
+import json
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -49,7 +50,7 @@ def train():
         f"{PROGRAM} verify <run id> trains the beginning of a finished run again and compares.",
     )
     parser.add_argument("net", help='such as "plain-34" or "resnet-34-B"; or <module>:<function>')
-    kinds = {"seed": int, "schedule": float, "holdout": int, "bn_batch": int}
+    kinds = {"seed": int, "schedule": float, "holdout": int, "bn_batch": int, "weights": json.loads}
     parser.add_argument("--no-warmup", dest="warmup", action="store_false", help="start at the full rate")
     for field in fields(Run)[1:]:
         if field.name != "warmup":
@@ -68,10 +69,12 @@ def train():
     except KeyboardInterrupt as interrupt:
         print(interrupt if interrupt.args else "Interrupted: the same command continues with what there is.")
         sys.exit(130)
-    if record.diverged is None:
-        print(f"{record.folder}: test error {record.summary['test_error']:.2f} %")
-    else:
+    if record.diverged is not None:
         print(f"{record.folder}: diverged")
+    elif record.summary["test_error"] is None:
+        print(f"{record.folder}: mAP@.5 {record.summary['map_voc07']:.2f} % by VOC's 11 points")
+    else:
+        print(f"{record.folder}: test error {record.summary['test_error']:.2f} %")
 
 
 def _parse_with_folders(parser, arguments=None):

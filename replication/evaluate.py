@@ -1,4 +1,7 @@
-"""Test errors of nets, by each of the paper's protocols: a single view, 10-crop, several scales (sections 3.4, 4.2)."""
+"""Test errors of nets, by each of the paper's protocols: a single view, 10-crop, several scales (sections 3.4, 4.2).
+
+And what detectors find in the test images (section 4.3).
+"""
 
 from typing import NamedTuple
 
@@ -8,6 +11,7 @@ import torch.nn.functional as F
 
 from replication.data import imagenet
 from replication.data.batches import normalize
+from replication.detection.precision import Detections
 from replication.engine.machine import autocast
 from replication.engine.progress import progress_bar
 
@@ -50,6 +54,22 @@ def single_view(net, batches, device="cpu", precision="float32"):
     if not count:
         raise ValueError("there is no image to measure an error on")
     return SingleView(100 * errors / count, loss / count, torch.cat(predictions, dim=1), unreadable)
+
+
+def detections(net, dataset, paths, device="cpu", precision="float32"):
+    """What a detector finds in images of a ``DetectionSet``, by their paths: ``Detections`` of each.
+
+    The net is left in the mode it was in.
+    """
+    training, found = net.training, []
+    net.eval()
+    with torch.inference_mode(), autocast(device, precision):
+        for path in paths:
+            (each,) = net([dataset.read(path).to(device)])
+            boxes, labels, confidences = (each[name].float().cpu().numpy() for name in ("boxes", "labels", "scores"))
+            found.append(Detections(boxes, labels.astype("int64") - 1, confidences))
+    net.train(training)
+    return found
 
 
 def ten_crop(image):

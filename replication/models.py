@@ -179,16 +179,16 @@ def cifar_net(depth, residual=True, shortcut="A", classes=10):
     return Net(stem, BasicBlock, (16, 32, 64), (n, n, n), classes, shortcut=shortcut if residual else None)
 
 
-def imagenet_net(depth, residual=True, shortcut="B", classes=1000, stride_on="1x1"):
+def imagenet_net(depth, residual=True, shortcut="B", classes=1000, stride_on="1x1", width=64):
     """The net of Table 1 with 18, 34, 50, 101 or 152 layers, for ``(N, 3, 224, 224)`` (any size from 32 up).
 
-    ``stride_on``: as in ``Bottleneck``; the shallower nets ignore it.
+    ``stride_on``: as in ``Bottleneck``; the shallower nets ignore it. ``width``: channels of the first 3x3 layers.
     Raises TypeError or ValueError for an unknown depth, shortcut or stride_on, and for a plain net of bottlenecks.
     """
     _check(True, depth, residual, shortcut, classes)
     choice("stride_on", stride_on, STRIDES)
-    stem = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
-    widths, blocks = (64, 128, 256, 512), IMAGENET_STAGES[depth]
+    stem = nn.Conv2d(3, width, 7, 2, padding=3, bias=False)
+    widths, blocks = (width, 2 * width, 4 * width, 8 * width), IMAGENET_STAGES[depth]
     if depth < 50:
         return Net(stem, BasicBlock, widths, blocks, classes, shortcut=shortcut if residual else None)
     return Net(stem, Bottleneck, widths, blocks, classes, shortcut=shortcut, stride_on=stride_on)
@@ -241,7 +241,7 @@ class NetName(NamedTuple):
         return str(self)
 
     def build(self, classes, **variant):
-        """The net itself, initialized from torch's global generator; ``variant`` may hold ``stride_on``."""
+        """The net itself, initialized from torch's global generator; ``variant``: ``stride_on``, ``width``."""
         family = imagenet_net if self.imagenet else cifar_net
         return family(self.depth, self.residual, self.shortcut, classes, **variant)
 

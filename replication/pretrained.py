@@ -16,7 +16,7 @@ from replication.data.batches import original_views
 from replication.engine import files
 from replication.engine.checks import choice, nearest
 from replication.evaluate import EVAL_PROTOCOLS, NormalizedNet
-from replication.models import SHORTCUTS, STRIDES, BasicBlock, NetName, ZeroPadding
+from replication.models import SHORTCUTS, STRIDES, BasicBlock, Net, NetName, ZeroPadding
 from replication.runs import a_list
 from replication.runs.records import ended, json_text, read_json
 
@@ -72,6 +72,23 @@ def load_weights(net, path, zeros="behind"):
     return net
 
 
+def load_detector(run, classes):
+    """The detector of a run, for so many classes, which starts from the ImageNet weights of ``run.weights``.
+
+    Raises ValueError if the file is not as it was when the run was made, or holds the weights of a different net.
+    """
+    weights, name = run.weights, run.name
+    path = Path(files.expanded("path", weights.path))
+    if not path.is_file() or files.digest(path.read_bytes()) != weights.digest:
+        raise ValueError(
+            f"weights of {name}: {path} is not as it was when this run was made: bring that back, or make the run again"
+        )
+    stored = _read_weights(path)
+    outputs = [stored[last].numel() for last in ("fc.bias", "classifier.6.bias") if last in stored]
+    net = name.classifier(*outputs[:1], **({"stride_on": weights.stride_on} if weights.stride_on else {}))
+    return name.build(classes, load_weights(net, path), (weights.mean, weights.std))
+
+
 def _described(tensor):
     """Its shape, and the type and layout where values cannot be copied from it to a floating-point one."""
     plain = tensor.is_floating_point() and tensor.layout is torch.strided
@@ -85,6 +102,8 @@ def _first(names):
 
 def _fitting(net, weights):
     """For an error message: which net of the same family has weights of these names and shapes."""
+    if not isinstance(net, Net):  # VGG, of a detector
+        return ""
     theirs = {name: value.shape for name, value in weights.items() if not name.endswith(COUNTER)}
     blocks = {match[0] for match in map(re.compile(r"layer\d+\.\d+\.").match, theirs) if match}
     depth = 2 + len(blocks) * (3 if "layer1.0.conv3.weight" in theirs else 2)

@@ -12,6 +12,7 @@ import torch
 
 from replication import clusters, trainers
 from replication import data as datasets
+from replication.detection import DetectorName
 from replication.engine import files
 from replication.engine.files import DamagedError
 from replication.engine.machine import cores
@@ -222,12 +223,12 @@ def _training_line(runs, images, lanes, seconds=None):
 
 
 def _estimate(runs, sizes, processes, pool):
-    """Roughly the seconds that long runs take with so many processes at work; None for short ones.
+    """Roughly the seconds that long runs take with so many processes at work; None for short ones and detectors.
 
     A few steps of a small net are timed in a worker; other nets take longer in proportion to their multiply-adds.
     """
     costs = {run: cost(run, sizes[run.dataset]) * run.settings.iterations for run in runs}
-    if sum(costs.values()) < LONG:
+    if sum(costs.values()) < LONG or any(isinstance(run.name, DetectorName) for run in runs):
         return None
     small = max(runs, key=costs.get)
     small = replace(small, net="resnet-18" if small.name.imagenet else "resnet-20", bn_batch=None)
@@ -296,7 +297,7 @@ def _show(runs, results, bar):
         elif row is not None:
             reached += row[0]
             if row[0] < run.settings.iterations:
-                current.append(f"{run.name.label} {row[1]:.1f} %")
+                current.append(f"{run.name.label} {row[1]}")
     bar.set_postfix_str(", ".join(current), refresh=False)
     bar.update(reached - bar.n)
 
@@ -304,7 +305,7 @@ def _show(runs, results, bar):
 def _last_row(path):
     try:
         fields = path.read_text().rsplit("\n", 2)[-2].split(",")
-        return int(fields[0]), float(fields[2])
+        return int(fields[0]), f"{float(fields[2]):.1f} %" if fields[2] else f"loss {float(fields[3]):.3f}"
     except (OSError, ValueError, IndexError):
         return None
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from replication import Run, finished, measure  # first: it declares ops that torchvision may miss
+from replication.detection import DetectorName
 from replication.runs import records
 
 matplotlib.use("agg")
@@ -118,13 +119,15 @@ def counted(name):
     """Parameters and multiply-adds of a net."""
     with torch.device("meta"):
         net = name.build(10)
+    if isinstance(name, DetectorName):
+        return {"parameters": measure.parameters(net), "multiply_adds": name.multiply_adds()}
     size = 224 if name.imagenet else 32
     return {"parameters": measure.parameters(net), "multiply_adds": measure.multiply_adds(net, size)}
 
 
 @pytest.fixture
 def make(tmp_path):
-    """Writes the record of a run whose errors are given, without training it."""
+    """Writes the record of a run whose errors are given, and ``more`` for its summary, without training it."""
 
     def write(
         train_error,
@@ -134,6 +137,7 @@ def make(tmp_path):
         rates=(0.1,) * 10,
         diverged=None,
         fingerprint=None,
+        more=None,
         **fields,
     ):
         run = Run(**fields)
@@ -159,7 +163,7 @@ def make(tmp_path):
         environment = {"device": "cpu", "processor": "a processor", "cores": 2, "threads": 1}
         (folder / "environment.json").write_text(json.dumps(environment))
         summary = {"train_error": train_error, "test_error": test_error, "iterations": last, "seconds": 60.0}
-        summary |= counted(run.name)
+        summary |= counted(run.name) | (more or {})
         if diverged is not None:
             summary |= {"train_error": None, "test_error": None, "diverged": diverged}
         records.write_summary(folder, summary)

@@ -1,11 +1,11 @@
-"""The data sets, by name: digits, CIFAR, folders of small images, and ImageNet."""
+"""The data sets, by name: digits, CIFAR, folders of small images, ImageNet, and those of detectors."""
 
 import functools
 import re
 
 import numpy as np
 
-from replication.data import cifar, imagenet
+from replication.data import cifar, detection, imagenet
 from replication.data.batches import Batches as Batches
 from replication.data.batches import Dataset, Images
 from replication.data.folders import load_folder
@@ -21,14 +21,21 @@ def is_imagenet(name):
     return name.startswith("imagenet")
 
 
+def is_detection(name):
+    """Whether a data set of that name is in the layout of PASCAL VOC or MS COCO, and trains detectors."""
+    return name.partition("-")[0] in ("voc", "coco")
+
+
 def load(name, root="data", progress=True):
-    """Load a data set by name: a ``Dataset``, or an ``ImageNet`` if the name begins with ``imagenet``.
+    """Load a data set by name: a ``Dataset``; an ``ImageNet`` or a ``DetectionSet`` where ``is_imagenet`` or
+    ``is_detection`` says so.
 
     ``digits``: scikit-learn's, no files needed. ``cifar10`` and ``cifar100``: in any of the official forms
     (``cifar.FORMS``), downloaded into ``root`` if none is there. Other names are those of folders:
     ``<root>/<name>/{train,test}/<class>/*`` with images of one size, decoded once and cached in ``<root>/.cache``; or,
     if the name begins with ``imagenet``, torchvision's layout ``{train,val}/<wnid>/*``, whose images are read from
-    their files in every epoch. ``imagenet-smoke`` is a small folder of that kind, created on first use.
+    their files in every epoch. ``imagenet-smoke`` is a small folder of that kind, created on first use. ``voc``,
+    ``coco``, and names that begin with ``voc-`` or ``coco-``: as ``detection.load`` has them.
     Classes are sorted by name, or by number if all names are numbers.
     ``progress``: show a bar while images are decoded, and say where sorting by number makes a difference.
     Raises TypeError or ValueError naming what is wrong with the name or the files, and the remedy.
@@ -46,6 +53,8 @@ def load(name, root="data", progress=True):
     if name in cifar.FORMS:
         classes, *parts = cifar.load(name, root)
         return Dataset(name, classes, *(Images(*part) for part in parts))
+    if is_detection(name):
+        return detection.load(name, root)
     if name == "imagenet-smoke" and not (root / name).is_dir():
         imagenet.make_smoke_test(root / name)
     if not (root / name).is_dir():
@@ -65,6 +74,8 @@ def _say(line):
 def present(name, root="data"):
     """Whether a data set is on this machine, so that ``load`` would neither download nor create it."""
     root = files.folder("data", root)
+    if name == "voc":  # the only one without a folder of its own
+        return (root / "VOCdevkit").is_dir()
     return name == "digits" or (root / name).is_dir() or (name in cifar.FORMS and cifar.find(name, root) is not None)
 
 

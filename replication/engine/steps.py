@@ -130,10 +130,10 @@ class Step:
         self.totals.copy_(state["totals"])
 
     def pop_totals(self):
-        """The sum of losses and the number of wrong predictions since the last call."""
-        loss, wrong = self.totals.tolist()
+        """``totals`` since the last call: the sum of losses and the number of wrong predictions."""
+        totals = self.totals.tolist()
         self.totals.zero_()
-        return loss, wrong
+        return totals
 
     def __call__(self, images, labels, rate):
         """One iteration at a learning rate, on this process's images ``(N, 3, H, W)`` and labels ``(N,)``."""
@@ -208,5 +208,41 @@ class Step:
             dist.all_reduce(sums)
             dist.all_reduce(self.running)
             self.running /= self.ranks.world_size
+        self.optimizer.step()
+        self.totals += sums
+
+
+class DetectionStep(Step):
+    """Moves the weights of a detector by one batch: ``step(images, targets, rate)``, as torchvision's nets take them.
+
+    ``bn_batch`` images pass through it together; their batch norm is fixed. ``totals`` sums the losses over the images.
+    """
+
+    LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg")
+
+    def __init__(self, net, recipe, precision, ranks=Ranks()):  # noqa: B008 (a tuple)
+        super().__init__(net, recipe, precision, ranks)
+        self.totals = torch.zeros(len(self.LOSSES), dtype=torch.float64, device=self.device)
+
+    def begin(self, size, compile=False):
+        """Nothing to prepare: what a detector does depends on values, so it is not compiled."""
+        return False
+
+    def __call__(self, images, targets, rate):
+        self._set_rate(rate)
+        self.optimizer.zero_grad()
+        part, sums = self.recipe.bn_batch or len(images), torch.zeros_like(self.totals)
+        for start in range(0, len(images), part):
+            with autocast(self.device, self.precision):
+                losses = self.net(images[start : start + part], targets[start : start + part])
+            losses = torch.stack([losses[name].float() for name in self.LOSSES])
+            (losses.sum() * part / len(images)).backward()
+            sums += losses.detach() * part
+        if self.ranks.world_size > 1:
+            dist.all_reduce(sums)
+            for parameter in self.net.parameters():
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= self.ranks.world_size
         self.optimizer.step()
         self.totals += sums

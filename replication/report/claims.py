@@ -5,7 +5,8 @@ import textwrap
 
 import pandas as pd
 
-from replication.paper import CLAIMS, MULTIPLY_ADDS, WARMED_UP
+from replication.paper import CLAIMS, MULTIPLY_ADDS, TABLE_8, WARMED_UP
+from replication.recipes import SMOKE_TESTS
 from replication.report import metrics
 from replication.report.comparisons import (
     EQUAL,
@@ -30,6 +31,7 @@ NOTEBOOKS = {
     "4_shortcuts": (6,),
     "5_layer_responses": (5, 10),
     "6_imagenet": (4, 7, 12),
+    "9_detection": (13,),
 }
 # By claim and family, the depths that N and "the deepest" may be: N is the depth with most of its nets run, of several
 # the greatest; claims 1 and 2 compare the shallowest with the deepest net that was run, and each two neighbours.
@@ -37,6 +39,7 @@ ALL = {"cifar": (20, 32, 44, 56), "imagenet": (18, 34)}
 DEEP = {"cifar": (32, 44, 56), "imagenet": (34,)}
 SHALLOW = {"cifar": (20,), "imagenet": (18,)}
 DEPTHS = {1: ALL, 2: ALL | {"cifar": (20, 32, 44, 56, 110)}, 3: DEEP, 4: SHALLOW, 5: DEEP, 6: ALL, 11: ALL}
+VGG_16, RESNET_101 = (TABLE_8.errors[f"faster-rcnn-{net}"][1] for net in ("vgg-16", "resnet-101"))
 BASE = "resnet-34 (with shortcut B, if that was run)"
 CRITERIA = (
     Comparison(1, metrics.TRAINING, "the shallowest plain net", LOWER, "the deepest plain net"),
@@ -80,12 +83,14 @@ CRITERIA = (
     Comparison(11, metrics.PARAMETERS, "resnet-N", EQUAL, "plain-N"),
     Comparison(11, metrics.MULTIPLY_ADDS, "resnet-N", EQUAL, "plain-N"),
     Comparison(11, metrics.OPEN_SHORTCUTS, "resnet-N", "at least", 100, supporting=True),
+    Comparison(13, metrics.PRECISION, "faster-rcnn-vgg-16", LOWER, "faster-rcnn-resnet-101"),
+    Comparison(13, metrics.PRECISION, "faster-rcnn-vgg-16", EQUAL, VGG_16, within=2, supporting=True),
+    Comparison(13, metrics.PRECISION, "faster-rcnn-resnet-101", EQUAL, RESNET_101, within=2, supporting=True),
 )
 
 
 NO_ROWS = {
     12: "Required: top-5 error, at five scales, of an ensemble of several depths lower than of each of its members.",
-    13: "None: detectors are not trained here.",
 }
 
 
@@ -104,6 +109,8 @@ def criterion(number):
 
 def comparisons(number, condition):
     """The rows of a claim with their nets filled in."""
+    if (number == 13) != (condition.family == "detection"):
+        return []
     rows = [row for row in CRITERIA if row.claim == number and (condition.as_paper or not row.papers_only)]
     if number not in DEPTHS:
         return [row.at(BASE, "resnet-34-B" if condition.has("resnet-34-B") else "resnet-34") for row in rows]
@@ -156,7 +163,7 @@ def scorecard(records, evaluations=None):
     as_paper, conditions (in words), place (in short), verdict (one of ``comparisons.VERDICTS``), found (sentences),
     ours (its numbers in short), nets (name: number of runs), records (their ids).
     """
-    groups = by_conditions([record for record in records if record.run.recipe != "smoke"])
+    groups = by_conditions([record for record in records if record.run.recipe not in SMOKE_TESTS])
     conditions = [(place, words, Condition(members, evaluations or {})) for place, words, members in groups]
     notebooks = {number: name for name, numbers in NOTEBOOKS.items() for number in numbers}
     rows = []
@@ -217,6 +224,6 @@ def _sentences(findings):
 
 def _not_attempted(claim):
     names = ["{dataset}, {iterations:,} iterations".format(**PAPER[family]) for family in claim.families]
-    sentence = f"No run under the paper's conditions: {' or '.join(names)}." if names else "Not trained here."
+    sentence = f"No run under the paper's conditions: {' or '.join(names)}."
     row = {"as_paper": True, "conditions": THEIRS, "place": THEIRS, "verdict": "not attempted", "found": [sentence]}
     return row | {"ours": "", "nets": {}, "records": []}

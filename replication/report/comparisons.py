@@ -13,12 +13,13 @@ from typing import NamedTuple
 import pandas as pd
 from scipy import stats
 
-from replication.paper import TABLE_2, TABLE_6
+from replication.paper import TABLE_2, TABLE_6, TABLE_8
 from replication.report.metrics import Metric
+from replication.runs import is_detection
 from replication.runs.records import ended
 
 CONFIDENCE = 0.95
-PAPER = {"cifar": TABLE_6.conditions, "imagenet": TABLE_2.conditions}
+PAPER = {"cifar": TABLE_6.conditions, "imagenet": TABLE_2.conditions, "detection": TABLE_8.conditions}
 LOWER, NOT_HIGHER, EQUAL = "lower than", "not higher than", "equal to"
 BOUNDS = {"at least": operator.ge, "at most": operator.le, "below": operator.lt}
 
@@ -98,7 +99,8 @@ class Condition:
         finite, self.diverged = ended(records)
         for record in finite:
             self.records.setdefault(record.net, []).append(record)
-        self.family = "imagenet" if records[0].run.name.imagenet else "cifar"
+        run = records[0].run
+        self.family = "detection" if is_detection(run.dataset) else "imagenet" if run.name.imagenet else "cifar"
         self.as_paper = PAPER[self.family].items() <= records[0].conditions.items()
 
     def has(self, net):

@@ -94,6 +94,7 @@ def _warmup(record):
 TRAINING = Metric("training error", lambda record: record.summary["train_error"])
 # On ImageNet that of the centre crop: what every run measures, while the paper's tables have that of ten crops.
 TEST = Metric("test error", lambda record: record.summary["test_error"])
+PRECISION = Metric("mAP@[.5, .95]", lambda record: record.summary.get("map_50_95"), one_run=1)
 EARLY = Metric("training error (mean over the first third of training)", _early_error)
 RESPONSE = Metric("mean response of all 3x3 layers", mean_response, "", 0.3)
 RESIDUAL_SIZE = Metric("mean size of the residual functions, relative to the shortcuts,", mean_residual, "", 0.05)

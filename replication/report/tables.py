@@ -8,6 +8,7 @@ import pandas as pd
 
 from replication.engine.files import write
 from replication.paper import PLAIN_READ, TABLE_6, WARMED_UP, YARDSTICKS, Yardstick
+from replication.recipes import SMOKE_TESTS
 from replication.runs.records import CONDITIONS, by_conditions, ended, in_words, is_published
 
 KINDS = {"plain": "plain nets", "resnet": "residual nets"}
@@ -78,7 +79,7 @@ def errors(records, nets=(), published=TABLE_6, others=()):
     rows += [{"net": net, "n": 0} for net in nets if net not in {row["net"] for row in rows}]
     rows += [dict(other) | {"n": 1} for other in others]
     theirs = {"paper_error": [published.errors.get(row["net"]) for row in rows]}
-    return _table(rows, "parameters", ERRORS, theirs, published, paper=published.title)
+    return tabulated(rows, "parameters", ERRORS, theirs, published, paper=published.title)
 
 
 def tested(records, evaluations, published):
@@ -105,7 +106,7 @@ def tested(records, evaluations, published):
     pairs = [published.errors.get(row["net"], (None, None)) for row in rows]
     theirs = {f"paper_{name}": [pair[place] for pair in pairs] for place, name in enumerate(TOP_K)}
     images = max((each["images"] for each in evaluations.values()), default=0)
-    table = _table(rows, "members", TOP_K, theirs, published, images=images)
+    table = tabulated(rows, "members", TOP_K, theirs, published, images=images)
     return table.assign(comparable=table["comparable"] & (images == 50_000)).drop(columns=["diverged", "seconds"])
 
 
@@ -159,7 +160,7 @@ def group(rows, keys, names, digits=",.2f"):
     return groups
 
 
-def _table(rows, special, names, theirs, published, **constants):
+def tabulated(rows, special, names, theirs, published, **constants):
     """Rows with conditions, numbers of runs and errors, by ``names``; then the columns of ``theirs`` and constants."""
     numbers = [f"{name}{end}" for name in names for end in ("", "_std")]
     columns = ["net", special, *CONDITIONS, "n", "diverged", *numbers, "seconds", *(f"{name}_values" for name in names)]
@@ -248,7 +249,7 @@ def caution(table):
         sentences += [f"The ensemble: {names}." for names in table["members"].dropna() if names]
     if len(others):
         sentences.append(f"Trained by others, tested here: {', '.join(others['net'])}.")
-    if (runs["recipe"] == "smoke").any():
+    if runs["recipe"].isin(SMOKE_TESTS).any():
         sentences.append("A smoke test: these errors mean nothing.")
     elif len(runs) and runs["comparable"].all():
         sentences.append("Measured as the paper's.")

@@ -4,6 +4,8 @@ import numbers
 from dataclasses import asdict, dataclass, fields, replace
 
 from replication.data import check_name, is_imagenet
+from replication.data import is_detection as is_detection
+from replication.detection import PREFIX, DetectorName, Pretrained
 from replication.engine import files
 from replication.engine.checks import choice as choice
 from replication.engine.checks import divisor
@@ -27,8 +29,9 @@ class Run:
     net: a name of the paper's, such as "plain-20" or "resnet-32-C"; without a letter, the paper's choice of shortcut.
         Or a net of one's own: "module:function", or the function, which is called with the number of classes.
     dataset: "digits", "cifar10", "cifar100" or the name of a folder of images; one that begins with "imagenet" is in
-        ImageNet's layout and trains the nets of Table 1.
-    recipe: "cifar", "imagenet", "digits", "note" or "smoke", or a ``Recipe``; left out, the data set's own.
+        ImageNet's layout and trains the nets of Table 1. "voc", "coco", and what begins with "voc-" or "coco-", trains
+        detectors, such as "faster-rcnn-resnet-101".
+    recipe: a name of ``RECIPES``, such as "cifar" or "imagenet", or a ``Recipe``; left out, the data set's own.
     seed: of the initial weights, the order of images and their augmentation.
     schedule: the fraction of the recipe's iterations, above 0 up to 1.
     precision: "float32", or "bfloat16" for automatic mixed precision.
@@ -36,6 +39,8 @@ class Run:
     bn_batch: images that batch norm normalizes together in training (ghost batch norm), a divisor of the recipe's
         batch. Smaller ones need less memory and let more processes share a batch; left out, the recipe's own.
     warmup: False has a net that the recipe warms up start at the full rate (section 4.2, footnote).
+    weights: what a detector starts from, ImageNet weights as options of ``Pretrained.of``: {"path": "resnet101.pth",
+        "inputs": "torchvision", "stride_on": "3x3"}. Left out, from scratch.
 
     Raises TypeError or ValueError naming the value, the choices and, where there is one, the nearest match.
     """
@@ -49,10 +54,11 @@ class Run:
     holdout: int = 0
     bn_batch: int | None = None
     warmup: bool = True
+    weights: Pretrained | dict | None = None
 
     def __post_init__(self):
         check_name(self.dataset)
-        name = named(self.net, is_imagenet(self.dataset))
+        name = self._parsed()
         values = {
             "net": str(name),
             "recipe": self._own_recipe(),
@@ -60,11 +66,26 @@ class Run:
             "schedule": self._fraction(),
             "precision": choice("precision", self.precision, PRECISIONS),
             "holdout": whole("holdout", self.holdout),
+            "weights": self._own_weights(name),
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
         object.__setattr__(self, "bn_batch", self._own_bn_batch())
         object.__setattr__(self, "warmup", self._own_warmup(name.depth))
+
+    def _parsed(self):
+        if is_detection(self.dataset):
+            return DetectorName.parse(self.net)
+        if isinstance(self.net, str) and self.net.startswith(PREFIX):
+            raise ValueError(f"net {self.net!r}: detectors train on voc, coco or voc-smoke, not on {self.dataset}")
+        return named(self.net, is_imagenet(self.dataset))
+
+    def _own_weights(self, name):
+        if self.weights is None:
+            return None
+        if not isinstance(name, DetectorName):
+            raise ValueError(f"weights {self.weights!r}: {name} starts from its seed, only detectors from weights")
+        return Pretrained.of(self.weights, name)
 
     def _own_recipe(self):
         """By name where it is one of this package, so that a run has one name; in full where no worker may know it."""
@@ -89,6 +110,8 @@ class Run:
         """False only where that makes a difference, so that a run has one name."""
         if not isinstance(self.warmup, bool):
             raise TypeError(f"warmup {self.warmup!r}: choose True or False")
+        if is_detection(self.dataset) and self._recipe.for_depth(depth).warmup is not None:
+            raise ValueError(f"recipe {self.recipe_name!r}: its warm-up watches an error that detectors do not have")
         return self.warmup or self._recipe.for_depth(depth).warmup is None
 
     def _fraction(self):
@@ -110,6 +133,8 @@ class Run:
         for field in fields(self):
             if field.name in values and values[field.name] != field.default:
                 changed.append(f"{SPELLED.get(field.name, field.name)}-{values[field.name]}")
+        if self.weights is not None:
+            changed.append(f"weights-{self.weights.name}")
         name = "__".join([self.name.label, self.dataset, *changed, f"seed-{self.seed}"])
         if len(name) <= LONGEST or not (":" in self.net or isinstance(self.recipe, Recipe)):
             return name
@@ -117,8 +142,8 @@ class Run:
 
     @property
     def name(self):
-        """The net's name in its parts: a ``NetName``, or an ``OwnNet``."""
-        return named(self.net, is_imagenet(self.dataset))
+        """The net's name in its parts: a ``NetName``, a ``DetectorName`` or an ``OwnNet``."""
+        return self._parsed()
 
     @property
     def recipe_name(self):
@@ -146,8 +171,10 @@ class Run:
         return cls(**values)
 
     def to_dict(self):
-        """Every field, as ``run.json`` has it: a recipe of one's own is a dict of its fields."""
+        """Every field, as ``run.json`` has it: a recipe of one's own is a dict of its fields, and so are weights."""
         values = asdict(self)
+        if self.weights is None:  # as in older records
+            del values["weights"]
         return {SPELLED.get(name, name): value for name, value in values.items()}
 
 
@@ -165,13 +192,19 @@ def net_names(kind, depths, shortcuts=None):
     return names
 
 
-def grid(nets, dataset="digits", seeds=(0,), **fields):
+def grid(nets, dataset="digits", seeds=(0,), weights=None, **fields):
     """The runs of a notebook: every net with every seed, the other fields the same for all.
 
+    weights: what detectors start from, {net: the ``weights`` of its runs}.
     Raises TypeError or ValueError as ``Run`` does, and for an empty list or a repeated entry.
     """
     nets, seeds = a_list("nets", nets), a_list("seeds", seeds)
-    return [Run(net, dataset, seed=seed, **fields) for net in nets for seed in seeds]
+    if not isinstance(weights, dict | None):
+        raise TypeError(f"weights {weights!r}: give them by net, as {{{str(nets[0])!r}: {{'path': 'file.pth', ...}}}}")
+    for net in weights or ():
+        choice("weights", net, nets)
+    starts = weights or {}
+    return [Run(net, dataset, seed=seed, weights=starts.get(net), **fields) for net in nets for seed in seeds]
 
 
 def a_list(field, values):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from replication import evaluate, measure
+from replication.detection import DetectorName
 from replication.engine import machine, steps
 from replication.engine.machine import cores
 from replication.runs import divisors, whole
@@ -73,6 +74,8 @@ def cost(run, size):
 
 @functools.cache
 def _multiply_adds(name, size):
+    if isinstance(name, DetectorName):
+        return name.multiply_adds()
     with torch.device("meta"), torch.random.fork_rng(devices=[]):  # a net of one's own is built on the CPU
         return measure.multiply_adds(name.build(classes=10), size)
 
@@ -102,6 +105,8 @@ def compiles(run, size, processes=1):
 
     Like the number of threads it changes the last digits of a result, and depends on the run and the machine alone.
     """
+    if isinstance(run.name, DetectorName):
+        return False
     long = cost(run, size) * run.settings.iterations >= COMPILED_FROM
     return long and processes == 1 and run.name.depth <= steps.DEEPEST_COMPILED and machine.can_compile()
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from replication import evaluate, measure
+from replication.detection import precision
 from replication.engine import checkpoint, files, machine
 from replication.engine.distributed import check_alike
 from replication.runs import records
@@ -17,6 +18,8 @@ from replication.runs.environment import compiles, environment
 RECORDINGS = 100  # rows of a full history
 MEASUREMENTS = 10  # of what passes through the layers, after the one at the start
 CHECKPOINT_SECONDS = 60
+SHOWN = 100  # test images whose detections are in the record, to look at
+SIDES = ("left", "top", "right", "bottom")
 
 
 def recording_points(recipe, test_images):
@@ -52,11 +55,13 @@ class State:
     environment: dict | None = None  # in which the run started
 
     def current_errors(self):
-        """The last errors in words: "train 51.0 %, test 36.3 %"."""
+        """The last errors in words: "train 51.0 %, test 36.3 %"; of a detector its loss."""
         words = []
         for part in ("train", "test"):
             measured = [row[f"{part}_error"] for row in self.history if row[f"{part}_error"] is not None]
             words += [f"{part} {measured[-1]:.1f} %"] if measured else []
+        if self.history and not words:  # of a detector
+            words = [f"loss {self.history[-1]['train_loss']:.3f}"]
         return ", ".join(words)
 
 
@@ -126,10 +131,9 @@ class Recorder:
         state = self.state
         last = state.history[-1]["iteration"] if state.history else 0
         seen = (state.iteration - last) * self.recipe.batch
-        loss, wrong = (total / seen for total in self.step.pop_totals())
-        if not math.isfinite(loss):
-            state.diverged, loss = state.iteration, None
-        row = {"iteration": state.iteration, "lr": rate, "train_error": 100 * wrong, "train_loss": loss}
+        row = {"iteration": state.iteration, "lr": rate} | self._trained(seen)
+        if not math.isfinite(row["train_loss"]):
+            state.diverged, row["train_loss"] = state.iteration, None
         passed = set(range(last + 1, state.iteration + 1))  # a warm-up has rows at other iterations than the points
         started = time.perf_counter()
         row |= self._tested(bool(self.test_points & passed) and state.diverged is None)
@@ -141,6 +145,11 @@ class Recorder:
         state.history.append(row | {"seconds": state.seconds})
         self._write("history.csv", records.rows_text(state.history))
         self._list_unreadable()
+
+    def _trained(self, seen):
+        """Error and loss of the training images since the row before, of which so many were ``seen``."""
+        loss, wrong = (total / seen for total in self.step.pop_totals())
+        return {"train_error": 100 * wrong, "train_loss": loss}
 
     def _tested(self, due):
         """Error and loss of the test part, and of what is held out: None unless they are due."""
@@ -222,13 +231,16 @@ class Recorder:
         return {
             **errors,
             "parameters": measure.parameters(self.step.net),
-            "multiply_adds": measure.multiply_adds(self.step.net, self.dataset.size),
+            "multiply_adds": self._multiply_adds(),
             "seconds": state.seconds,
             "images_per_second": state.iteration * self.recipe.batch / state.training_seconds,
             "iterations": self.recipe.iterations,
             "unreadable": len(state.unreadable),
             **({"notes": state.notes} if state.notes else {}),
         }
+
+    def _multiply_adds(self):
+        return measure.multiply_adds(self.step.net, self.dataset.size)
 
     def _write_predictions(self, mine):
         """Write labels and predicted classes of all test images; the ranks have every n-th of them."""
@@ -265,3 +277,44 @@ class Recorder:
     def _write(self, name, content):
         if self.ranks.rank == 0:
             files.write(self.folder / name, content)
+
+
+class DetectionRecorder(Recorder):
+    """The same for a detector: rows have its losses, and its record what it detects on the test images at the end.
+
+    Its errors are empty: detectors are measured by their precision, ``detection.precision.summary``, in the summary.
+    """
+
+    def measure_layers(self, images, labels):
+        """Nothing: its layers are those of an ImageNet net, some of which see images and others regions."""
+
+    def _trained(self, seen):
+        losses = [total / seen for total in self.step.pop_totals()]
+        losses = dict(zip(self.step.LOSSES, losses, strict=True))
+        return {"train_error": None, "train_loss": sum(losses.values())} | losses
+
+    def _tested(self, due):
+        return {"test_error": None, "test_loss": None}
+
+    def _summary(self):
+        return super()._summary() | (self._precisions() if self.state.diverged is None else {})
+
+    def _multiply_adds(self):
+        return self.run.name.multiply_adds()
+
+    def _precisions(self):
+        """What is detected on the test images, each process detecting on every n-th of them."""
+        test, ranks = self.dataset.test, self.ranks
+        detections = [None] * len(test.labels)
+        mine = test.paths[ranks.rank :: ranks.world_size]
+        mine = evaluate.detections(self.step.net, self.dataset, mine, self.step.device, self.run.precision)
+        for place, part in enumerate(ranks.gather(mine)):
+            detections[place :: ranks.world_size] = part
+        rows = [
+            {"image": path, "label": self.dataset.classes[label], "score": float(score)}
+            | dict(zip(SIDES, map(float, box), strict=True))
+            for path, found in zip(test.paths[:SHOWN], detections, strict=False)
+            for box, label, score in zip(*found, strict=True)
+        ]
+        self._write("detections.csv", records.rows_text(rows, ("image", "label", "score", *SIDES), digits=6))
+        return precision.summary(detections, test.labels, self.dataset.classes)

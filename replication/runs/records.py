@@ -4,18 +4,19 @@ import collections
 import io
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
+from replication.detection import DetectorName
 from replication.engine import checkpoint, files
 from replication.engine.checks import nearest
 from replication.engine.files import DamagedError
 from replication.measure import SIGNALS
 from replication.recipes import RECIPES, own_recipe
-from replication.runs import RETIRED, Run
+from replication.runs import RETIRED, SPELLED, Run
 
 # Of the code that results depend on: raised with every change to nets, recipes, batches or training that changes
 # results by more than rounding. Records and checkpoints of another version are not results of this code.
@@ -39,6 +40,7 @@ class Record:
     layers: a DataFrame of ``measure.signals`` at some iterations, from 0 to the last, one row for each weighted layer.
     predictions: a DataFrame of the labels and predicted classes of all test images at the end; empty where some
         images could not be read.
+    detections: a DataFrame of what a detector finds in the first test images, boxes in pixels; of other nets empty.
     environment: versions, device, threads and commit as a dict.
     fingerprint: of the data set.
     """
@@ -50,8 +52,10 @@ class Record:
 
     @property
     def net(self):
-        """The net's name in tables and figures: one that was not warmed up is a row of its own."""
+        """The net's name in tables and figures: one that was not warmed up, or not trained on ImageNet, is a row."""
         name = self.run.name.label
+        if isinstance(self.run.name, DetectorName) and self.run.weights is None:
+            return f"{name} from scratch"
         return name if self.run.warmup else f"{name} without warm-up"
 
     @cached_property
@@ -75,6 +79,10 @@ class Record:
     @cached_property
     def predictions(self):
         return self._read("predictions.csv", ("label", "predicted"))
+
+    @cached_property
+    def detections(self):
+        return self._read("detections.csv", ("image", "label", "score", "left", "top", "right", "bottom"))
 
     def _read(self, name, columns):
         """The table in a file that not all records have."""
@@ -252,7 +260,8 @@ def _opened(folder):
         stored, summary = (json.loads((folder / name).read_bytes()) for name in ("run.json", "summary.json"))
         version = stored.get("version")
         if version == VERSION:
-            unknown = set(stored) - {*Run("resnet-20").to_dict(), *RETIRED, "id", "fingerprint", "version"}
+            known = {SPELLED.get(field.name, field.name) for field in fields(Run)}
+            unknown = set(stored) - {*known, *RETIRED, "id", "fingerprint", "version"}
             if unknown:
                 raise ValueError(f"it has fields that are unknown here: {', '.join(sorted(unknown))}")
             return Record(Run.from_dict(stored), folder, stored["fingerprint"], {**summary})
