@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from test_detection_data import annotation, write_coco
 from torchvision.ops import FrozenBatchNorm2d, batched_nms, box_iou
 
 from replication import Run, data, finished, models, recipes, run_all, trainers
@@ -186,11 +187,11 @@ def test_statistics_of_a_new_net_are_those_of_its_images():
 
 
 def test_multiply_adds_are_those_of_all_layers():
-    """A quarter of VGG-11: for an image of 144x192 and 16 regions, layer by layer."""
+    """A quarter of VGG-11: for an image of 144x192 and 32 regions, layer by layer."""
     widths, sizes = [3, 16, 32, 64, 64, 128, 128, 128, 128], [1, 2, 4, 4, 8, 8, 16, 16]
     shared = sum(9 * a * b * (144 // s) * (192 // s) for a, b, s in zip(widths, widths[1:], sizes, strict=False))
     proposals = 9 * 12 * (9 * 128 * 128 + 128 * 5 * 12)
-    regions = 16 * (128 * 49 * 1024 + 1024 * 1024 + 1024 * 5 * 21)
+    regions = 32 * (128 * 49 * 1024 + 1024 * 1024 + 1024 * 5 * 21)
     assert DetectorName.parse("faster-rcnn-vgg-11-quarter").multiply_adds() == shared + proposals + regions
 
 
@@ -349,6 +350,14 @@ def test_a_run_leaves_its_losses_and_its_precision(net, precision, drawn, short,
     assert finished(record.run, tmp_path).summary == record.summary
 
 
+def test_a_detector_trains_on_files_in_cocos_layout(tmp_path):
+    write_coco(tmp_path / "coco-pets", [annotation(1, 7, [5, 5, 20, 20]), annotation(2, 14, [8, 2, 10, 25], 90)])
+    run = Run("faster-rcnn-vgg-11-quarter", "coco-pets", recipe=recipes.Recipe(1, 2, lr=0.01))
+    record = trainers.train(run, tmp_path / "results", tmp_path)
+    assert record.fingerprint == data.load("coco-pets", tmp_path).fingerprint
+    assert 0 <= record.summary["map_50_95"] <= record.summary["map_50"] <= 100
+
+
 def test_an_interrupted_run_ends_as_an_undisturbed_one(drawn, short, tmp_path, monkeypatch):
     run, undisturbed = Run(SMALL, "voc-smoke"), tmp_path / "undisturbed"
     trainers.train(run, undisturbed, drawn)
@@ -391,7 +400,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(drawn, tmp_path):
 
 def test_processes_share_the_parts_of_a_batch(drawn, tmp_path):
     """Two processes of one part each; their samplers draw differently, so that only the images are the same."""
-    run = Run(SMALL, "voc-smoke", schedule=2 / 400, bn_batch=4)
+    run = Run(SMALL, "voc-smoke", schedule=2 / 240, bn_batch=4)
     record = trainers.train(run, tmp_path, drawn, processes=2)
     assert record.environment["processes"] == 2
     assert len(record.history) == 2
@@ -399,7 +408,7 @@ def test_processes_share_the_parts_of_a_batch(drawn, tmp_path):
 
 
 def test_a_sweep_trains_detectors_in_workers_and_shows_their_loss(drawn, tmp_path, capsys):
-    runs = [Run(net, "voc-smoke", schedule=2 / 400) for net in (SMALL, "faster-rcnn-vgg-11-quarter")]
+    runs = [Run(net, "voc-smoke", schedule=2 / 240) for net in (SMALL, "faster-rcnn-vgg-11-quarter")]
     records = run_all(runs, tmp_path, drawn)
     assert [record.run for record in records] == runs
     from replication import sweeps

@@ -319,7 +319,7 @@ def _draw(generator, count):
 
     Shapes of which less than half can be seen, behind an edge, are difficult. No two boxes overlap.
     """
-    width, height = (int(side) for side in generator.integers(150, 210, 2))
+    width, height = (int(side) for side in generator.integers(150, 220, 2))
     across, down = np.meshgrid(np.arange(width), np.arange(height))
     angle, ground = generator.uniform(0, np.pi), generator.uniform(70, 180, 3)
     wave = np.sin((across * np.cos(angle) + down * np.sin(angle)) / generator.uniform(3, 9))
@@ -327,7 +327,7 @@ def _draw(generator, count):
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     brush, objects = ImageDraw.Draw(image), []
     while len(objects) < count:
-        side = int(generator.integers(36, 90))
+        side = int(generator.integers(50, 110))
         left, top = (int(generator.integers(-side // 2, length - side // 2)) for length in (width, height))
         box = (max(left, 0), max(top, 0), min(left + side, width - 1), min(top + side, height - 1))
         if any(box[0] < x2 and x1 < box[2] and box[1] < y2 and y1 < box[3] for _, (x1, y1, x2, y2), _ in objects):

@@ -21,7 +21,7 @@ class DetectorName(NamedTuple):
     It has the interface of ``models.NetName``.
 
     net: the ImageNet net that it is made of, "resnet-101".
-    quarter: a quarter of its width, and the same of pictures, anchors and regions: for smoke tests.
+    quarter: a quarter of its width, of the sides of pictures and of anchors, and half of the regions: for smoke tests.
     """
 
     net: str

@@ -105,9 +105,14 @@ def detector(name, classes, pretrained=None, inputs=((0, 0, 0), (1, 1, 1))):
         rpn_pre_nms_top_n_train=12_000 // scale**2,
         rpn_pre_nms_top_n_test=6_000 // scale**2,
         rpn_post_nms_top_n_test=PROPOSALS // scale,
-        box_batch_size_per_image=REGIONS // scale,
+        box_batch_size_per_image=regions(name),
         box_nms_thresh=0.3,
     )
+
+
+def regions(name):
+    """How many regions of each image train the detector."""
+    return REGIONS // 2 if name.quarter else REGIONS
 
 
 def _widths(net):
@@ -163,9 +168,9 @@ class _Counted(nn.Module):
 
 
 def multiply_adds(name):
-    """Multiply-adds of a detector for an image of ``TYPICAL`` sides with ``REGIONS`` regions."""
+    """Multiply-adds of a detector for an image of ``TYPICAL`` sides with its ``regions``."""
     scale = 4 if name.quarter else 1
     height = SIDES[0] // scale // STRIDE * STRIDE
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         net = detector(name, 20)
-    return measure.multiply_adds(_Counted(net, REGIONS // scale), (height, height * TYPICAL[0] // TYPICAL[1]))
+    return measure.multiply_adds(_Counted(net, regions(name)), (height, height * TYPICAL[0] // TYPICAL[1]))
