@@ -70,7 +70,7 @@ def outcome(call, *arguments, **options):
         return None, str(error)
 
 
-FIELDS = ("net", "dataset", "recipe", "seed", "schedule", "precision", "holdout", "bn_batch", "warmup")
+FIELDS = ("net", "dataset", "recipe", "seed", "schedule", "precision", "holdout", "bn_batch", "warmup", "weights")
 
 
 @given(st.sampled_from(FIELDS), ANYTHING)

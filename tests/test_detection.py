@@ -223,7 +223,7 @@ def test_a_name_has_one_spelling():
         ("faster-rcnn-vgg-17", "voc", {}, "net 'vgg-17': choose vgg-11, vgg-13"),
         ("faster-rcnn-vgg-16", "coco", {"recipe": "smok"}, "recipe 'smok': choose"),
         ("faster-rcnn-resnet-152", "coco", {"recipe": "cifar"}, "its warm-up watches an error that detectors do not"),
-        ("resnet-20", "digits", {"weights": {"path": "x"}}, "only detectors from weights"),
+        ("resnet-20", "digits", {"weights": {"path": "x"}}, "starts from its seed, give them to detectors"),
         (SMALL, "voc", {"weights": {"path": "/nowhere", "inputs": "torchvision"}}, "there is no such file"),
         (SMALL, "voc", {"weights": {"file": "x"}}, "option 'file': choose path, inputs, stride_on"),
     ],

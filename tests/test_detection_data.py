@@ -225,3 +225,4 @@ def test_an_image_has_values_from_zero_to_one(tmp_path):
     with Image.open(drawn.folder / drawn.train.paths[0]) as file:
         grey = np.array(file)
     assert torch.equal(image, torch.from_numpy(grey).float().div(255).expand(3, -1, -1))
+    assert drawn.read(drawn.train.paths[1]).shape[0] == 3  # of four channels

@@ -84,7 +84,7 @@ class Run:
         if self.weights is None:
             return None
         if not isinstance(name, DetectorName):
-            raise ValueError(f"weights {self.weights!r}: {name} starts from its seed, only detectors from weights")
+            raise ValueError(f"weights {self.weights!r}: {name} starts from its seed, give them to detectors")
         return Pretrained.of(self.weights, name)
 
     def _own_recipe(self):
