@@ -40,7 +40,7 @@ def test_tables_have_the_papers_rows_and_ours(detect):
     assert shown.loc[f"{VGG} from scratch", "ours: mAP@[.5, .95] %"] == "30.00"
     assert shown.loc["faster-rcnn-resnet-101", "paper: mAP@[.5, .95] %"] == "27.20"
     assert not table["comparable"].any()
-    assert detections.note(table).endswith("A smoke test: these precisions mean nothing.")
+    assert detections.note(table).endswith("A smoke test: these precisions say nothing about the paper.")
 
 
 def test_without_pycocotools_table_8_is_empty(detect):

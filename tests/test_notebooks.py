@@ -26,6 +26,7 @@ TINY = {
     "6_imagenet": "schedule: 0.1, nets: [resnet-18], ways: [10-crop, centre crop], precision: bfloat16",
     "7_scorecard": "",
     "8_speed": "nets: [resnet-8], rounds: 1, iterations: 1, notebooks: [], seeds: [0], schedule: 0.01",
+    "9_detection": "schedule: 0.01, nets: [faster-rcnn-resnet-18-quarter, faster-rcnn-vgg-11-quarter]",
     "10_explore": "lesions: [plain-20, resnet-20]",
 }
 FIGURES = {
@@ -38,6 +39,7 @@ FIGURES = {
     "6_imagenet": ["figure_4"],
     "7_scorecard": [],
     "8_speed": ["speeds"],
+    "9_detection": ["losses", "pictures"],
     "10_explore": ["dial", "lesions", "disagreements"],
 }
 
@@ -60,7 +62,7 @@ ONCE = [pytest.param(name, marks=pytest.mark.long) if name == "4_shortcuts" else
 @pytest.mark.parametrize("name", ONCE)
 def test_notebooks_run_by_papermill_and_leave_tables_and_figures(name, tmp_path):
     parameters = ", ".join(filter(None, [TINY[name], f"results: {tmp_path / 'results'}"]))
-    if name == "6_imagenet":  # draws its pictures
+    if name in ("6_imagenet", "9_detection"):  # draws its pictures
         parameters += f", data: {tmp_path / 'data'}"
     done = papermill(name, tmp_path / "notebook.ipynb", parameters)
     assert done.returncode == 0, done.stderr

@@ -31,6 +31,7 @@ WRONG = {
     "cluster": (7, True, [], "nowhere"),
     "fresh": (None, 0, "no"),
     "readme": (None, 0, "no"),
+    "shown": (None, "4", 0, True),
     "judged": (None, 7, "all", []),
     "lesions": (None, "resnet-20", [20], ["resnet-21"]),
     "pair": (None, "resnet-20", [20], ["plain-20-C"]),

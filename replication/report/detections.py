@@ -59,7 +59,7 @@ def readable(table, number):
 
 def note(table):
     """What must stand under a table of ``precisions``."""
-    return caution(table).replace("errors", "precisions")
+    return caution(table).replace("these errors mean nothing", "these precisions say nothing about the paper")
 
 
 @plt.rc_context(STYLE)
