@@ -297,15 +297,17 @@ def _show(runs, results, bar):
         elif row is not None:
             reached += row[0]
             if row[0] < run.settings.iterations:
-                current.append(f"{run.name.label} {row[1]}")
+                words = f"loss {row[1]:.3f}" if isinstance(run.name, DetectorName) else f"{row[1]:.1f} %"
+                current.append(f"{run.name.label} {words}")
     bar.set_postfix_str(", ".join(current), refresh=False)
     bar.update(reached - bar.n)
 
 
 def _last_row(path):
+    """The last iteration in a history and its training error, or the loss of a detector, which has no error."""
     try:
         fields = path.read_text().rsplit("\n", 2)[-2].split(",")
-        return int(fields[0]), f"{float(fields[2]):.1f} %" if fields[2] else f"loss {float(fields[3]):.3f}"
+        return int(fields[0]), float(fields[2] or fields[3])
     except (OSError, ValueError, IndexError):
         return None
 

@@ -13,7 +13,7 @@ import torchvision
 from test_detection_data import annotation, write_coco
 from torchvision.ops import FrozenBatchNorm2d, batched_nms, box_iou
 
-from replication import Run, data, finished, models, recipes, run_all, trainers
+from replication import Run, data, finished, models, recipes, run_all, sweeps, trainers
 from replication.detection import DetectorName, Pretrained, nets
 from replication.engine import vision
 from replication.report import detections
@@ -407,15 +407,12 @@ def test_processes_share_the_parts_of_a_batch(drawn, tmp_path):
     assert 0 <= record.summary["map_voc07"] <= 100
 
 
-def test_a_sweep_trains_detectors_in_workers_and_shows_their_loss(drawn, tmp_path, capsys):
+def test_a_sweep_trains_detectors_in_workers_and_shows_their_loss(drawn, tmp_path):
     runs = [Run(net, "voc-smoke", schedule=2 / 240) for net in (SMALL, "faster-rcnn-vgg-11-quarter")]
     records = run_all(runs, tmp_path, drawn)
     assert [record.run for record in records] == runs
-    from replication import sweeps
-
-    iteration, words = sweeps._last_row(records[0].folder / "history.csv")
-    assert iteration == 2
-    assert words == f"loss {records[0].history['train_loss'].iloc[-1]:.3f}"
+    row = records[0].history.iloc[-1]
+    assert sweeps._last_row(records[0].folder / "history.csv") == (2, row["train_loss"])
 
 
 def test_detectors_are_never_compiled_and_cost_what_they_count():
