@@ -11,7 +11,7 @@ from torchvision.models.vgg import VGG, cfgs, make_layers
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from replication import measure
-from replication.detection import VGG_DEPTHS
+from replication.detection import TORCHVISION, VGG_DEPTHS
 from replication.engine.vision import pool_regions, use_declared_nms
 from replication.models import NetName
 
@@ -57,7 +57,7 @@ def classifier(name, classes=1000, stride_on="1x1"):
     return net
 
 
-def detector(name, classes, pretrained=None, inputs=((0, 0, 0), (1, 1, 1))):
+def detector(name, classes, pretrained=None, inputs=TORCHVISION):
     """Faster R-CNN for images (3, H, W) from 0 to 1, of so many ``classes`` besides the background.
 
     name: a ``DetectorName``. pretrained: the ImageNet net that it starts from; its first two stages are then fixed, as
@@ -72,7 +72,8 @@ def detector(name, classes, pretrained=None, inputs=((0, 0, 0), (1, 1, 1))):
         stages = list(net.features[:-1])  # without the last pooling: RoI pooling is in its place
         second = [place for place, layer in enumerate(stages) if isinstance(layer, nn.MaxPool2d)][1]
         backbone, first, size = nn.Sequential(*stages), stages[: second + 1], 7
-        head, features, outputs = nn.Sequential(nn.Flatten(), *net.classifier[:-1]), *_widths(net)
+        head = nn.Sequential(nn.Flatten(), *net.classifier[:-1])
+        features, outputs = net.classifier[0].in_features // size**2, net.classifier[6].in_features
     else:
         fix_batch_norm(net)
         first, size = [net.conv1, net.layer1], 14
@@ -115,11 +116,6 @@ def regions(name):
     return REGIONS // 2 if name.quarter else REGIONS
 
 
-def _widths(net):
-    """Channels of VGG's features, and its outputs for each region."""
-    return net.classifier[0].in_features // 49, net.classifier[6].in_features
-
-
 def fix_batch_norm(net):
     """Replace batch norm by the constant scales and offsets that its statistics and its weights amount to (appendix A).
 
@@ -147,7 +143,7 @@ def measure_statistics(net, images):
         norm.running_var, norm.running_mean = torch.var_mean(inputs[0], (0, 2, 3))
 
     hooks = [norm.register_forward_pre_hook(measured) for norm in norms]
-    inputs, _ = net.transform(images)
+    inputs, _ = net.transform([image.to(norms[0].weight.device) for image in images])
     net.roi_heads.box_head(net.backbone(inputs.tensors))
     for hook in hooks:
         hook.remove()
