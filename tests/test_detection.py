@@ -14,6 +14,7 @@ from test_detection_data import annotation, write_coco
 from torchvision.ops import FrozenBatchNorm2d, batched_nms, box_iou
 
 from replication import Run, data, finished, models, recipes, run_all, sweeps, trainers
+from replication.__main__ import main
 from replication.detection import DetectorName, Pretrained, nets
 from replication.engine import vision
 from replication.report import detections
@@ -356,6 +357,16 @@ def test_a_detector_trains_on_files_in_cocos_layout(tmp_path):
     record = trainers.train(run, tmp_path / "results", tmp_path)
     assert record.fingerprint == data.load("coco-pets", tmp_path).fingerprint
     assert 0 <= record.summary["map_50_95"] <= record.summary["map_50"] <= 100
+
+
+def test_the_command_line_takes_weights_and_tells_the_precision(weights, drawn, tmp_path, monkeypatch, capsys):
+    command = ["faster-rcnn-resnet-50-quarter", "--dataset", "voc-smoke", "--schedule", "0.001"]
+    command += ["--weights", json.dumps(weights), "--results", str(tmp_path), "--data", str(drawn)]
+    monkeypatch.setattr(sys, "argv", ["replication", *command])
+    main()
+    run = Run(command[0], "voc-smoke", schedule=0.001, weights=weights)
+    precision = finished(run, tmp_path).summary["map_voc07"]
+    assert capsys.readouterr().out.endswith(f"{run.id}: mAP@.5 {precision:.2f} % by VOC's 11 points\n")
 
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(drawn, short, tmp_path, monkeypatch):
