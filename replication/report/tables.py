@@ -24,12 +24,16 @@ DATASETS = {
     "cifar100": "the original CIFAR-100, 32x32 pixels, checked by its published checksums",
     "cifar10-jpeg": "all images of CIFAR-10 in the official split, but re-encoded as JPEG: not the original",
     "imagenet": "ImageNet's photographs, 1,000 classes",
+    "voc": "PASCAL VOC's images with objects: trainval of 2007 and 2012, tested on those of 2007",
+    "coco": "MS COCO's images with objects, trained on its train images and tested on its val images",
 }
 RECIPES = {
     "cifar": "section 4.2 of the paper, its recipe for CIFAR-10",
     "imagenet": "section 3.4 of the paper, its recipe for ImageNet",
     "digits": "section 4.2 in about a sixtieth of its iterations, for the few images of digits",
     "note": "a Chinese reading note on the paper, with batches of 100 and momentum 0.8",
+    "voc": "that of Faster R-CNN on PASCAL VOC, all layers trained at once",
+    "coco": "appendix A of the paper, all layers trained at once",
     "smoke": "a smoke test of a few iterations, which learns nothing",
 }
 FEW = 3  # runs whose values are shown one by one; of more, mean and standard deviation
