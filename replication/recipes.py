@@ -168,7 +168,7 @@ RECIPES = {
     "voc": Recipe(80_000, batch=2, lr=0.001, milestones=(60_000,), weight_decay=5e-4, bn_batch=1),
     "coco": Recipe(320_000, batch=16, lr=0.001, milestones=(240_000,), weight_decay=5e-4, bn_batch=1),
     # A detector of a quarter of the size learns to find drawn shapes.
-    "detection-smoke": Recipe(240, batch=8, lr=0.015, milestones=(144,), weight_decay=5e-4),
+    "detection-smoke": Recipe(320, batch=8, lr=0.015, milestones=(208,), weight_decay=5e-4),
 }
 SMOKE_TESTS = ("smoke", "detection-smoke")  # whose results say nothing about the paper
 

@@ -411,7 +411,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(drawn, tmp_path):
 
 def test_processes_share_the_parts_of_a_batch(drawn, tmp_path):
     """Two processes of one part each; their samplers draw differently, so that only the images are the same."""
-    run = Run(SMALL, "voc-smoke", schedule=2 / 240, bn_batch=4)
+    run = Run(SMALL, "voc-smoke", schedule=2 / 320, bn_batch=4)
     record = trainers.train(run, tmp_path, drawn, processes=2)
     assert record.environment["processes"] == 2
     assert len(record.history) == 2
@@ -419,7 +419,7 @@ def test_processes_share_the_parts_of_a_batch(drawn, tmp_path):
 
 
 def test_a_sweep_trains_detectors_in_workers_and_shows_their_loss(drawn, tmp_path):
-    runs = [Run(net, "voc-smoke", schedule=2 / 240) for net in (SMALL, "faster-rcnn-vgg-11-quarter")]
+    runs = [Run(net, "voc-smoke", schedule=2 / 320) for net in (SMALL, "faster-rcnn-vgg-11-quarter")]
     records = run_all(runs, tmp_path, drawn)
     assert [record.run for record in records] == runs
     row = records[0].history.iloc[-1]
