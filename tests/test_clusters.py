@@ -76,6 +76,7 @@ def test_a_cluster_gives_the_records_of_this_machine(cluster, tmp_path):
         assert not [path for path in (tmp_path / worker).rglob("*") if path.name in ("runs", "results", "summary.json")]
 
 
+@pytest.mark.long  # what is finished when the last one dies is tested below
 def test_a_worker_that_dies_loses_no_run(cluster, tmp_path):
     address, workers = cluster
     sweep = grid(["plain-8", "resnet-8"], seeds=[0, 1, 2], schedule=0.15)

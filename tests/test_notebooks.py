@@ -246,6 +246,7 @@ def checkpoints(runs, results):
     return [(run.folder(results) / "checkpoint.pt").exists() for run in runs]
 
 
+@pytest.mark.long  # test_kills does it without notebooks
 def test_runs_go_on_from_an_interrupted_notebook_to_a_killed_one_to_another(tmp_path):
     """In JupyterLab's way and by papermill, in different notebooks; the end is that of an undisturbed run."""
     results = tmp_path / "results"

@@ -12,6 +12,7 @@ from replication.engine import files
 from replication.engine.checks import choice
 from replication.engine.files import write
 from replication.paper import CLAIMS, FIGURE_7, TABLE_6
+from replication.recipes import SMOKE_TESTS
 from replication.report import layers
 from replication.report.claims import THEIRS
 from replication.report.comparisons import RULES, VERDICTS
@@ -51,7 +52,7 @@ def everything(results="results", judged="published"):
     for folder in folders[judged]:
         records |= {record.run.id: record for record in run_records.all_finished(folder)}
         evaluations |= read_json(folder / "6_imagenet" / "evaluations.json")
-    return [record for _, record in sorted(records.items()) if record.run.recipe != "smoke"], evaluations
+    return [record for _, record in sorted(records.items()) if record.run.recipe not in SMOKE_TESTS], evaluations
 
 
 def sources(records):
