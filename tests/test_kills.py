@@ -356,7 +356,7 @@ def test_an_interrupt_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     process.join()
     assert process.exitcode != 0
     reached = stored(run.folder(results) / "checkpoint.pt")["iteration"]
-    assert 3 <= reached < 132
+    assert 0 < reached < 132
     said = (
         f"{run.id} was interrupted after {reached} of 132 iterations. The same call resumes from there: a checkpoint is"
     )
