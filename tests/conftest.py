@@ -173,7 +173,7 @@ def make(tmp_path):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=6, help="how often test_kills.py kills training")
+    parser.addoption("--kills", type=int, default=4, help="how often test_kills.py kills training")
     parser.addoption("--long", action="store_true", help="run what is left out for its time, too")
 
 

@@ -369,6 +369,7 @@ def test_the_command_line_takes_weights_and_tells_the_precision(weights, drawn, 
     assert capsys.readouterr().out.endswith(f"{run.id}: mAP@.5 {precision:.2f} % by VOC's 11 points\n")
 
 
+@pytest.mark.long  # a killed one does, too
 def test_an_interrupted_run_ends_as_an_undisturbed_one(drawn, short, tmp_path, monkeypatch):
     run, undisturbed = Run(SMALL, "voc-smoke"), tmp_path / "undisturbed"
     trainers.train(run, undisturbed, drawn)

@@ -151,6 +151,7 @@ def run_to_the_end(*arguments, **options):
     return process.exitcode
 
 
+@pytest.mark.long  # with as many it is tested in test_trainers
 def test_a_run_goes_on_with_any_number_of_readers(photographs, tmp_path):
     run = Run("resnet-18", "imagenet-small", recipe="smoke", holdout=3)
     assert run_to_the_end([run], tmp_path / "undisturbed", photographs, every=60, readers=1) == 0

@@ -136,6 +136,7 @@ def torchrun(*arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.long  # that two processes do is tested above
 def test_two_machines_complete_a_run_and_a_killed_process_changes_nothing(tmp_path):
     """Two agents of torchrun that meet on the loopback, against one agent that has one of its processes killed.
 

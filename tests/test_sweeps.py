@@ -179,7 +179,7 @@ print([record.summary["iterations"] for record in run_all([Run("resnet-8", sched
 
 @pytest.mark.parametrize(
     "how",
-    [["script.py"], ["-"], pytest.param(["-i"], marks=pytest.mark.long)],
+    [["script.py"], pytest.param(["-"], marks=pytest.mark.long), pytest.param(["-i"], marks=pytest.mark.long)],
     ids=["script", "standard input", "REPL"],
 )
 def test_a_caller_needs_no_guard(how, tmp_path):
