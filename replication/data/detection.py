@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import io
 import os
-import shutil
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from replication.data.batches import EpochSampler, rank_slice
 from replication.data.folders import READING_ERRORS, refuse, to_rgb
+from replication.engine.files import new_folder
 from replication.engine.machine import cores
 
 VOC_CLASSES = (
@@ -291,27 +291,21 @@ def _load_coco(name, folder):
 def make_smoke_test(folder):
     """Draw a small data set in VOC's layout: shapes on textured grounds, some of them difficult, grey or CMYK."""
     generator = np.random.default_rng(0)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    target = temporary / "VOCdevkit" / "VOC2007"
-    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (target / name).mkdir(parents=True)
-    first = 1
-    for image_set, count in DRAWN_COUNTS.items():
-        names = [f"{number:06}" for number in range(first, first + count)]
-        first += count
-        for number, name in enumerate(names):
-            image, objects = _draw(generator, 0 if number == 3 else int(generator.integers(1, 4)))
-            image.convert({0: "L", 1: "CMYK"}.get(number, "RGB")).save(
-                target / "JPEGImages" / f"{name}.jpg", quality=90
-            )
-            (target / "Annotations" / f"{name}.xml").write_text(_annotation(name, image, objects))
-        (target / "ImageSets" / "Main" / f"{image_set}.txt").write_text("".join(f"{name}\n" for name in names))
-    try:
-        temporary.rename(folder)
-    except OSError:
-        shutil.rmtree(temporary)
-        if not folder.is_dir():  # otherwise another process was faster
-            raise
+    with new_folder(folder) as temporary:
+        target = temporary / "VOCdevkit" / "VOC2007"
+        for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (target / name).mkdir(parents=True)
+        first = 1
+        for image_set, count in DRAWN_COUNTS.items():
+            names = [f"{number:06}" for number in range(first, first + count)]
+            first += count
+            for number, name in enumerate(names):
+                image, objects = _draw(generator, 0 if number == 3 else int(generator.integers(1, 4)))
+                image.convert({0: "L", 1: "CMYK"}.get(number, "RGB")).save(
+                    target / "JPEGImages" / f"{name}.jpg", quality=90
+                )
+                (target / "Annotations" / f"{name}.xml").write_text(_annotation(name, image, objects))
+            (target / "ImageSets" / "Main" / f"{image_set}.txt").write_text("".join(f"{name}\n" for name in names))
 
 
 def _draw(generator, count):

@@ -6,7 +6,6 @@ import itertools
 import math
 import multiprocessing.queues
 import os
-import shutil
 import signal
 import stat
 import sys
@@ -32,6 +31,7 @@ from replication.data.folders import (
     visible,
     write_cache,
 )
+from replication.engine.files import new_folder
 from replication.engine.machine import cores, end_with_parent
 from replication.engine.progress import progress_bar
 
@@ -443,24 +443,18 @@ def load(name, root, progress=True):
 def make_smoke_test(folder):
     """Create a small folder in ImageNet's layout: stripes of varied sizes, a sixth of them grey and a sixth CMYK."""
     generator = np.random.default_rng(0)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    for label in range(6):
-        for name, count in (("train", 12), ("val", 1)):
-            target = temporary / name / f"n{label + 1:08}"
-            target.mkdir(parents=True)
-            for number in range(count):
-                width, height = generator.integers(240, 520, 2)
-                across, down = np.meshgrid(np.arange(width), np.arange(height))
-                angle = np.pi * label / 6 + generator.normal(0, 0.1)
-                phase = (across * np.cos(angle) + down * np.sin(angle)) / generator.uniform(8, 14)
-                colour = generator.uniform(60, 180, 3)
-                pixels = colour + 60 * np.sin(phase)[..., None] + generator.normal(0, 12, (height, width, 3))
-                image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-                mode = {0: "L", 1: "CMYK"}.get((number + label) % 6, "RGB")
-                image.convert(mode).save(target / f"{target.name}_{number}.JPEG")
-    try:
-        temporary.rename(folder)
-    except OSError:
-        shutil.rmtree(temporary)
-        if not folder.is_dir():  # otherwise another process was faster
-            raise
+    with new_folder(folder) as temporary:
+        for label in range(6):
+            for name, count in (("train", 12), ("val", 1)):
+                target = temporary / name / f"n{label + 1:08}"
+                target.mkdir(parents=True)
+                for number in range(count):
+                    width, height = generator.integers(240, 520, 2)
+                    across, down = np.meshgrid(np.arange(width), np.arange(height))
+                    angle = np.pi * label / 6 + generator.normal(0, 0.1)
+                    phase = (across * np.cos(angle) + down * np.sin(angle)) / generator.uniform(8, 14)
+                    colour = generator.uniform(60, 180, 3)
+                    pixels = colour + 60 * np.sin(phase)[..., None] + generator.normal(0, 12, (height, width, 3))
+                    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+                    mode = {0: "L", 1: "CMYK"}.get((number + label) % 6, "RGB")
+                    image.convert(mode).save(target / f"{target.name}_{number}.JPEG")

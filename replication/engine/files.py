@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import socket
 import string
 import time
@@ -136,6 +137,19 @@ def fill(path, blocks):
         before, after = text.partition(begin)[0], text.partition(end)[2]
         text = f"{before}{begin}\n\n{content}\n\n{end}{after}"
     write(path, text)
+
+
+@contextlib.contextmanager
+def new_folder(folder):
+    """A folder to fill in the block, which takes its place at the end, unless another process was faster."""
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    yield temporary
+    try:
+        temporary.rename(folder)
+    except OSError:
+        shutil.rmtree(temporary)
+        if not folder.is_dir():
+            raise
 
 
 def _unwritable(path, error):
