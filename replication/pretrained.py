@@ -15,6 +15,7 @@ from replication import evaluate, measure
 from replication.data.batches import original_views
 from replication.engine import files
 from replication.engine.checks import choice, nearest
+from replication.engine.vision import TORCHVISION
 from replication.evaluate import EVAL_PROTOCOLS, NormalizedNet
 from replication.models import SHORTCUTS, STRIDES, BasicBlock, Net, NetName, ZeroPadding
 from replication.runs import a_list
@@ -23,7 +24,7 @@ from replication.runs.records import ended, json_text, read_json
 # The mean and standard deviation of each channel that others normalize inputs by, in units of 0 to 1. CIFAR-10's
 # deviations are over all training pixels; many use 0.2023, 0.1994, 0.2010 instead, the mean of those within each image.
 INPUTS = {
-    "torchvision": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    "torchvision": dict(zip(("mean", "std"), TORCHVISION, strict=True)),
     "cifar": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)},
     "ours": None,
 }

@@ -12,7 +12,6 @@ import torch
 
 from replication import clusters, trainers
 from replication import data as datasets
-from replication.detection import DetectorName
 from replication.engine import files
 from replication.engine.files import DamagedError
 from replication.engine.machine import cores
@@ -228,7 +227,7 @@ def _estimate(runs, sizes, processes, pool):
     A few steps of a small net are timed in a worker; other nets take longer in proportion to their multiply-adds.
     """
     costs = {run: cost(run, sizes[run.dataset]) * run.settings.iterations for run in runs}
-    if sum(costs.values()) < LONG or any(isinstance(run.name, DetectorName) for run in runs):
+    if sum(costs.values()) < LONG or any(run.detects for run in runs):
         return None
     small = max(runs, key=costs.get)
     small = replace(small, net="resnet-18" if small.name.imagenet else "resnet-20", bn_batch=None)
@@ -297,7 +296,7 @@ def _show(runs, results, bar):
         elif row is not None:
             reached += row[0]
             if row[0] < run.settings.iterations:
-                words = f"loss {row[1]:.3f}" if isinstance(run.name, DetectorName) else f"{row[1]:.1f} %"
+                words = f"loss {row[1]:.3f}" if run.detects else f"{row[1]:.1f} %"
                 current.append(f"{run.name.label} {words}")
     bar.set_postfix_str(", ".join(current), refresh=False)
     bar.update(reached - bar.n)

@@ -12,7 +12,6 @@ import torch.distributed as dist
 
 from replication import data as datasets
 from replication import pretrained
-from replication.detection import DetectorName
 from replication.engine import checkpoint, files, machine, steps
 from replication.engine.distributed import Ranks, launch, members
 from replication.engine.progress import progress_bar
@@ -43,13 +42,13 @@ def fit(run, dataset, folder, ranks, progress=False):
     """
     recipe, part = run.settings, dataset.hold_out(run.holdout)
     workers = max(1, machine.cores() // ranks.local_world_size)  # processes that decode photographs
-    step, detects = new_step(run, len(part.classes), ranks), isinstance(run.name, DetectorName)
+    step = new_step(run, len(part.classes), ranks)
     batches = part.batches(
         recipe.batch, run.seed, step.device, ranks[:2], iterations=recipe.iterations, workers=workers
     )
-    if detects and run.weights is None:
+    if run.detects and run.weights is None:
         run.name.measure_statistics(step.net, part.examples(STATISTICS))
-    kind = DetectionRecorder if detects else Recorder
+    kind = DetectionRecorder if run.detects else Recorder
     recorder = kind(run, part, dataset.fingerprint, folder, step, batches, workers)  # loads the last checkpoint
     state = recorder.state
     recorder.begin(step.begin(part.size, recorder.compiled))
@@ -61,7 +60,7 @@ def fit(run, dataset, folder, ranks, progress=False):
         while state.iteration < recipe.iterations and state.diverged is None and not interrupted.is_set():
             images, labels = batches(state.iteration)
             rate = recipe.learning_rate(state.iteration, state.history)
-            if detects or isinstance(run.name, OwnNet):  # which may draw at random, the same after a checkpoint
+            if run.detects or isinstance(run.name, OwnNet):  # which may draw at random, the same after a checkpoint
                 entropy = np.random.SeedSequence([run.seed, 2, state.iteration, ranks.rank])
                 torch.manual_seed(int(entropy.generate_state(1)[0]))
             if state.iteration == 0:
@@ -86,7 +85,7 @@ def new_step(run, classes, ranks=Ranks()):  # noqa: B008 (a tuple)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         net = run.name.build(classes) if run.weights is None else pretrained.load_detector(run, classes)
-    kind = steps.DetectionStep if isinstance(run.name, DetectorName) else steps.Step
+    kind = steps.DetectionStep if run.detects else steps.Step
     return kind(net, run.settings, run.precision, ranks)
 
 

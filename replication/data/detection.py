@@ -154,8 +154,9 @@ def load(name, root):
         make_smoke_test(folder)
     classes, parts, faults = (_load_coco if name.startswith("coco") else _load_voc)(name, folder)
     digest = hashlib.sha256(repr(classes).encode())
-    for part, (paths, objects) in parts.items():
-        for path, each in zip(paths, objects, strict=True):
+    parts["train"] = _to_learn(parts["train"])
+    for part, rows in parts.items():
+        for path, each in rows:
             try:
                 size = (folder / path).stat().st_size
             except OSError:
@@ -165,9 +166,7 @@ def load(name, root):
             for column in each:
                 digest.update(np.ascontiguousarray(column))
     refuse(folder, faults)
-    return DetectionSet(
-        name, folder, classes, *(_scenes(*parts[part]) for part in ("train", "test")), digest.hexdigest()
-    )
+    return DetectionSet(name, folder, classes, _scenes(parts["train"]), _scenes(parts["test"]), digest.hexdigest())
 
 
 def place(name, root):
@@ -175,14 +174,14 @@ def place(name, root):
     return root if name == "voc" else root / name
 
 
-def _scenes(paths, objects):
-    together = np.empty(len(objects), dtype=object)
-    together[:] = objects
-    return Scenes(np.array(paths), together)
+def _scenes(rows):
+    objects = np.empty(len(rows), dtype=object)
+    objects[:] = [each for _, each in rows]
+    return Scenes(np.array([path for path, _ in rows]), objects)
 
 
 def _load_voc(name, folder):
-    """Classes, {part: (paths, objects)} and faults; training images without anything to learn are left out."""
+    """Classes, {part: [(path, objects)]} and faults."""
     from torchvision.datasets import VOCDetection  # takes a second to import
 
     parts = VOC_PARTS if name == "voc" else {"train": (("2007", "trainval"),), "test": (("2007", "test"),)}
@@ -216,8 +215,8 @@ def _load_voc(name, folder):
                 except (ValueError, LookupError, TypeError, AttributeError) as error:
                     faults.append(f"{os.path.relpath(annotation, folder)}, object {number}: {_reason(error)}")
             rows.append((path, _objects(objects)))
-        loaded[part] = _to_learn(rows) if part == "train" else rows
-    return classes, {part: tuple(zip(*rows, strict=True)) or ((), ()) for part, rows in loaded.items()}, faults
+        loaded[part] = rows
+    return classes, loaded, faults
 
 
 def _reason(error):
@@ -284,8 +283,8 @@ def _load_coco(name, folder):
                 except (ValueError, LookupError, TypeError) as error:
                     faults.append(f"{found[0].name}, annotation {each.get('id')} of {file}: {_reason(error)}")
             rows.append((f"{found[0].stem.removeprefix('instances_')}/{file}", _objects(objects)))
-        loaded[part] = _to_learn(rows) if part == "train" else rows
-    return classes, {part: tuple(zip(*rows, strict=True)) or ((), ()) for part, rows in loaded.items()}, faults
+        loaded[part] = rows
+    return classes, loaded, faults
 
 
 def make_smoke_test(folder):

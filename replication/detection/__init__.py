@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from replication.engine import files
 from replication.engine.checks import choice, nearest
+from replication.engine.vision import TORCHVISION
 from replication.models import STRIDES, NetName
 
 PREFIX = "faster-rcnn-"
 VGG_DEPTHS = (11, 13, 16, 19)
-TORCHVISION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of its nets' inputs
 KNOWN = [f"{PREFIX}{net}" for net in ("resnet-50", "resnet-101", "vgg-16", "resnet-18-quarter", "vgg-16-quarter")]
 
 

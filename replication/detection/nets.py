@@ -11,8 +11,8 @@ from torchvision.models.vgg import VGG, cfgs, make_layers
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from replication import measure
-from replication.detection import TORCHVISION, VGG_DEPTHS
-from replication.engine.vision import pool_regions, use_declared_nms
+from replication.detection import VGG_DEPTHS
+from replication.engine.vision import TORCHVISION, pool_regions, use_declared_nms
 from replication.models import NetName
 
 STRIDE = 16  # pixels, of the features that all regions share: conv4_x of ResNets, conv5_3 of VGG (appendix A)

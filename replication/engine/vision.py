@@ -7,6 +7,7 @@ import os
 import numpy as np
 import torch
 
+TORCHVISION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of its nets' inputs
 AT_ONCE = 200  # boxes that ``nms`` compares with all others together
 _KEPT = []  # a collected library takes its declarations along
 

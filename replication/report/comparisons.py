@@ -15,7 +15,6 @@ from scipy import stats
 
 from replication.paper import TABLE_2, TABLE_6, TABLE_8
 from replication.report.metrics import Metric
-from replication.runs import is_detection
 from replication.runs.records import ended
 
 CONFIDENCE = 0.95
@@ -100,7 +99,7 @@ class Condition:
         for record in finite:
             self.records.setdefault(record.net, []).append(record)
         run = records[0].run
-        self.family = "detection" if is_detection(run.dataset) else "imagenet" if run.name.imagenet else "cifar"
+        self.family = "detection" if run.detects else "imagenet" if run.name.imagenet else "cifar"
         self.as_paper = PAPER[self.family].items() <= records[0].conditions.items()
 
     def has(self, net):

@@ -146,6 +146,11 @@ class Run:
         return self._parsed()
 
     @property
+    def detects(self):
+        """Whether its net is a detector."""
+        return is_detection(self.dataset)
+
+    @property
     def recipe_name(self):
         """The recipe's name in tables and run ids."""
         return self.recipe.name if isinstance(self.recipe, Recipe) else self.recipe

@@ -105,7 +105,7 @@ def compiles(run, size, processes=1):
 
     Like the number of threads it changes the last digits of a result, and depends on the run and the machine alone.
     """
-    if isinstance(run.name, DetectorName):
+    if run.detects:
         return False
     long = cost(run, size) * run.settings.iterations >= COMPILED_FROM
     return long and processes == 1 and run.name.depth <= steps.DEEPEST_COMPILED and machine.can_compile()

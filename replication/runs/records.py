@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from replication.detection import DetectorName
 from replication.engine import checkpoint, files
 from replication.engine.checks import nearest
 from replication.engine.files import DamagedError
@@ -54,7 +53,7 @@ class Record:
     def net(self):
         """The net's name in tables and figures: one that was not warmed up, or not trained on ImageNet, is a row."""
         name = self.run.name.label
-        if isinstance(self.run.name, DetectorName) and self.run.weights is None:
+        if self.run.detects and self.run.weights is None:
             return f"{name} from scratch"
         return name if self.run.warmup else f"{name} without warm-up"
 
