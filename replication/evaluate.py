@@ -97,7 +97,9 @@ EVAL_PROTOCOLS = {"centre crop": imagenet.central_crop, "10-crop": ten_crop, "mu
 
 def deterministic():
     """A context in which convolutions are repeatable, and those in float32 do not use TF32."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    return torch.backends.cudnn.flags(
+        enabled=True, benchmark=torch.cuda.is_available(), benchmark_limit=0, deterministic=True, allow_tf32=False
+    )
 
 
 class NormalizedNet(NamedTuple):
