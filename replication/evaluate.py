@@ -96,9 +96,13 @@ EVAL_PROTOCOLS = {"centre crop": imagenet.central_crop, "10-crop": ten_crop, "mu
 
 
 def deterministic():
-    """A context in which convolutions are repeatable, and those in float32 do not use TF32."""
+    """A context in which convolutions are repeatable, and those in float32 do not use TF32.
+
+    On a GPU the fastest of the repeatable ones are found by measuring, which may choose others in another process.
+    """
+    measure = torch.cuda.is_available()
     return torch.backends.cudnn.flags(
-        enabled=True, benchmark=torch.cuda.is_available(), benchmark_limit=0, deterministic=True, allow_tf32=False
+        enabled=True, benchmark=measure, benchmark_limit=0, deterministic=True, allow_tf32=False
     )
 
 

@@ -62,7 +62,7 @@ def verify(record, data="data", rows=1):
             _train_until(record, rows, pool.submit(trainers.train, run, folder, data), there / "history.csv")
             raise KeyboardInterrupt  # has the worker end; it leaves a checkpoint, which goes with the folder
         again = Record(run, there, record.fingerprint, {})
-        alike = all(again.environment.get(name) == record.environment.get(name) for name in ALIKE)
+        alike = all(again.environment.get(name) == record.begun.get(name) for name in ALIKE)
         first = [each.layers[each.layers["iteration"] == 0] for each in (record, again)]
         found = [each.history[:rows].drop(columns="seconds") for each in (record, again)]
         rounding = 0 if alike else SIGNALS[run.precision]

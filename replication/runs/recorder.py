@@ -93,7 +93,8 @@ class Recorder:
         )
         state = State()
         if stored is not None:
-            torch.set_num_threads(stored["threads"])
+            if (stored["environment"]["device"] == "cpu") == (str(self.step.device) == "cpu"):
+                torch.set_num_threads(stored["threads"])  # those of a machine with a GPU compute nothing
             self.compiled = stored["compiled"] and self.ranks.world_size == 1 and machine.can_compile()
             self.step.load_state_dict(stored)
             state = State(**{name: stored[name] for name in names})
@@ -115,7 +116,8 @@ class Recorder:
                 f"started with {', '.join(changed)}, resumed after {state.iteration:,} iterations with others", state
             )
         self._write("run.json", records.run_text(self.run, self.fingerprint))
-        self._write("environment.json", records.json_text(now))
+        differed = {name: begun[name] for name in now if begun[name] != now[name]}
+        self._write("environment.json", records.json_text(now | ({"begun": differed} if differed else {})))
         self._list_unreadable()
         self.started = self.saved = time.perf_counter()
 

@@ -62,10 +62,15 @@ class Record:
         return json.loads((self.folder / "environment.json").read_bytes())
 
     @property
+    def begun(self):
+        """The environment in which its first iterations were computed, before it was perhaps resumed in another."""
+        return self.environment | self.environment.get("begun", {})
+
+    @property
     def hardware(self):
-        """What it was trained on: the GPU, or the processor and its threads."""
-        device, threads = self.environment["device"], self.environment.get("threads", 1)
-        return device if device != "cpu" else f"{self.environment['processor']}, {threads} thread{'s' * (threads > 1)}"
+        """What it was trained on: the GPU, or the processor and its threads; both parts of a run that changed these."""
+        parts = [_hardware(environment) for environment in (self.begun, self.environment)]
+        return ", then ".join(dict.fromkeys(parts))
 
     @cached_property
     def history(self):
@@ -326,6 +331,11 @@ def rows_text(rows, columns=COLUMNS, digits=None):
     shown = None if digits is None else f"%.{digits}g"
     pd.DataFrame(rows, columns=columns).to_csv(text, index=False, lineterminator="\n", float_format=shown)
     return text.getvalue()
+
+
+def _hardware(environment):
+    device, threads = environment["device"], environment.get("threads", 1)
+    return device if device != "cpu" else f"{environment['processor']}, {threads} thread{'s' * (threads > 1)}"
 
 
 def origin(run, fingerprint):
