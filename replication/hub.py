@@ -21,11 +21,11 @@ from replication.data.folders import to_rgb
 from replication.engine import files
 from replication.engine.checks import nearest, whole
 from replication.engine.files import DamagedError
+from replication.engine.vision import MEAN_IMAGE
 from replication.models import NetName
 from replication.runs import Run, records
 from replication.runs.records import SUMS, WEIGHTS, all_finished, by_conditions
 
-MEAN = "mean_image"  # in a file of weights, what inputs are centred by: (H, W, 3), from 0 to 255
 AT_ONCE = 100  # images that ``predict`` passes through a net together
 COLUMNS = ["net", "dataset", "seed", "parameters", "test_error", "seconds", "hardware", "iterations", "command"]
 
@@ -125,7 +125,7 @@ def load_net(net, dataset="digits", seed=0):
     except DamagedError as error:
         raise DamagedError(f"{error}. Restore it: git restore {path}") from None
     weights = {name: value.clone() for name, value in load_file(path).items()}  # which are views of the file
-    mean = weights.pop(MEAN)
+    mean = weights.pop(MEAN_IMAGE)
     with safe_open(path, "pt") as file:
         classes = json.loads(file.metadata()["classes"])
     with torch.device("meta"):  # without drawing initial weights
@@ -195,7 +195,7 @@ def publish(record, data="data"):
     if dataset.fingerprint != record.fingerprint:
         raise ValueError(f"{run.dataset!r} in {data} holds other images than {run.id} was trained on: bring these back")
     weights = {name: value.contiguous() for name, value in files.load(record.weights).items()}
-    weights[MEAN] = torch.from_numpy(dataset.hold_out(run.holdout).mean)
+    weights[MEAN_IMAGE] = torch.from_numpy(dataset.hold_out(run.holdout).mean)
     with tempfile.TemporaryDirectory() as made:
         for path in record.folder.iterdir():
             if path.suffix in (".json", ".csv", ".txt"):

@@ -14,8 +14,8 @@ from replication import data as datasets
 from replication import evaluate, measure
 from replication.data.batches import original_views
 from replication.engine import files
-from replication.engine.checks import choice, nearest
-from replication.engine.vision import TORCHVISION
+from replication.engine.checks import channels, choice
+from replication.engine.vision import MEAN_IMAGE, TORCHVISION
 from replication.evaluate import EVAL_PROTOCOLS, NormalizedNet
 from replication.models import SHORTCUTS, STRIDES, BasicBlock, Net, NetName, ZeroPadding
 from replication.runs import a_list
@@ -147,7 +147,7 @@ def _read_weights(path):
         ours = re.sub(r"^linear\.", "fc.", name.removeprefix(prefix)).replace(".shortcut.", ".downsample.")
         if ours in weights:
             raise ValueError(f"{path} holds {ours} twice, once as {name}: leave one of them in it")
-        if not ours.endswith(COUNTER) and name != "n_averaged":  # of torch's AveragedModel
+        if not ours.endswith(COUNTER) and name not in ("n_averaged", MEAN_IMAGE):  # of torch's AveragedModel, and ours
             weights[ours] = value
     return weights
 
@@ -225,28 +225,12 @@ def check_options(label, options, imagenet):
             del values["zeros"]
         values |= options
         chosen = {option: choice(option, values.get(option), choices) for option, choices in CHOICES.items()}
-        _check_inputs(options.get("inputs"))
+        channels(options.get("inputs"), INPUTS)
         if not isinstance(path, str) or not Path(files.expanded("path", path)).is_file():
             raise ValueError(f"path {path!r}: there is no such file")
     except (TypeError, ValueError) as error:
         raise type(error)(f"weights {label!r}: {error}") from error
     return chosen | {"net": net, "path": path, "inputs": options["inputs"]}
-
-
-def _check_inputs(value):
-    """Raise ValueError for what is neither one of ``INPUTS`` nor a mean and a standard deviation of each channel."""
-    if isinstance(value, dict) and set(value) == {"mean", "std"}:
-        for part, least in (("mean", 0), ("std", 0.001)):
-            numbers = value[part] if isinstance(value[part], list | tuple) else ()
-            plain = [n for n in numbers if isinstance(n, int | float) and not isinstance(n, bool) and least <= n <= 1]
-            if not len(plain) == len(numbers) == 3:
-                raise ValueError(
-                    f"inputs {part} {value[part]!r}: give three numbers from {least} to 1, for red, green and blue; "
-                    "divide those in units of 0 to 255 by 255"
-                )
-    elif not isinstance(value, str) or value not in INPUTS:
-        own = "{'mean': [r, g, b], 'std': [r, g, b]} in units of 0 to 1"
-        raise ValueError(f"inputs {value!r}: choose {', '.join(INPUTS)} or {own}{nearest(value, INPUTS)}")
 
 
 def load_others(label, options, dataset):

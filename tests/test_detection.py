@@ -10,11 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from safetensors.torch import save_file
 from test_detection_data import annotation, write_coco
 from torchvision.ops import FrozenBatchNorm2d, batched_nms, box_iou
 
 from replication import Run, data, finished, models, recipes, run_all, sweeps, trainers
 from replication.__main__ import main
+from replication.data.batches import normalize
 from replication.detection import DetectorName, Pretrained, nets
 from replication.engine import vision
 from replication.report import detections
@@ -257,9 +259,13 @@ def test_a_run_with_weights_is_known_by_them_and_not_by_their_place(weights, tmp
     ("changed", "message"),
     [
         ({"stride_on": None}, "stride_on None: choose 1x1, 3x3"),
-        ({"inputs": None}, "inputs None: choose torchvision or"),
-        ({"inputs": INPUTS | {"std": [0, 1, 1]}}, "choose numbers above 0"),
-        ({"inputs": {"mean": [1, 2, 3], "std": [1, 1, 1]}}, "in units of 0 to 1"),
+        ({"inputs": None}, "inputs None: choose torchvision, ours or"),
+        (
+            {"inputs": "ours"},
+            "resnet.pth holds no mean of its images; give a weights.safetensors",
+        ),
+        ({"inputs": INPUTS | {"std": [0, 1, 1]}}, "inputs std .*three numbers from 0.001 to 1"),
+        ({"inputs": {"mean": [1, 2, 3], "std": [1, 1, 1]}}, "inputs mean .*three numbers from 0 to 1"),
     ],
 )
 def test_weights_must_say_what_their_file_does_not(changed, message, weights):
@@ -277,6 +283,20 @@ def test_a_run_starts_from_its_weights_and_refuses_others_in_their_place(weights
     torch.save({name: value + 1 for name, value in stored.items()}, weights["path"])
     with pytest.raises(ValueError, match="is not as it was when this run was made"):
         trainers.new_step(run, 4)
+
+
+def test_weights_of_our_own_nets_bring_the_mean_that_they_were_trained_with(tmp_path):
+    """As ``hub.publish`` writes them, the mean image among them; the detector then sees what the net was trained on."""
+    torch.manual_seed(5)
+    weights = DetectorName.parse(SMALL).classifier(5).state_dict()
+    mean = torch.rand(3) * 255
+    path = tmp_path / "weights.safetensors"
+    save_file(weights | {"mean_image": mean.expand(224, 224, 3).contiguous()}, path)
+    net = trainers.new_step(Run(SMALL, "voc-smoke", weights={"path": str(path), "inputs": "ours"}), 4).net
+    assert torch.equal(net.backbone.layer3[0].conv2.weight, weights["layer3.0.conv2.weight"])
+    pixels = torch.randint(0, 256, (1, 150, 150, 3), dtype=torch.uint8)
+    seen = net.transform.normalize(pixels[0].permute(2, 0, 1) / 255)
+    torch.testing.assert_close(seen[None], normalize(pixels, mean), rtol=0, atol=1e-6)
 
 
 def test_torchvisions_own_vgg_loads(tmp_path):

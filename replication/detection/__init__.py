@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from replication.engine import files
-from replication.engine.checks import choice, nearest
-from replication.engine.vision import TORCHVISION
+from replication.engine.checks import channels, choice, nearest
+from replication.engine.vision import MEAN_IMAGE, TORCHVISION
 from replication.models import STRIDES, NetName
 
 PREFIX = "faster-rcnn-"
@@ -107,8 +107,9 @@ class Pretrained:
     def of(cls, options, name):
         """From what a user gives for a ``DetectorName``, {"path": ..., "inputs": ..., "stride_on": ...}, or ``asdict``.
 
-        inputs: "torchvision", or {"mean": [r, g, b], "std": [r, g, b]}. All are required that apply: weights load
-        either way, but give garbage with the wrong ones.
+        inputs: "torchvision"; "ours" for weights that ``hub.publish`` wrote, which hold the mean of their images; or
+        {"mean": [r, g, b], "std": [r, g, b]}. All are required that apply: weights load either way, but give garbage
+        with the wrong ones.
         Raises TypeError or ValueError that says what is wrong with which.
         """
         if isinstance(options, cls):
@@ -128,7 +129,7 @@ class Pretrained:
                 choice("stride_on", stride_on, STRIDES)
             elif stride_on is not None:
                 raise ValueError(f"stride_on {stride_on!r}: {name.net} has no bottlenecks, leave it out")
-            return cls(path, files.digest(Path(path).read_bytes()), *_inputs(options.get("inputs")), stride_on)
+            return cls(path, files.digest(Path(path).read_bytes()), *_inputs(options.get("inputs"), path), stride_on)
         except (TypeError, ValueError) as error:
             raise type(error)(f"weights of {name}: {error}") from error
 
@@ -138,19 +139,17 @@ class Pretrained:
         return files.digest(repr((self.digest, self.mean, self.std, self.stride_on)).encode())[:8]
 
 
-def _inputs(value):
-    """Mean and standard deviation as tuples of three numbers."""
+def _inputs(value, path):
+    """Mean and standard deviation as tuples of three numbers; ``path``: of the weights."""
+    channels(value, ("torchvision", "ours"))
     if value == "torchvision":
         return TORCHVISION
-    parts = [value.get(part) for part in ("mean", "std")] if isinstance(value, dict) else [None]
-    if not all(isinstance(part, list | tuple) and len(part) == 3 and all(map(_is_share, part)) for part in parts):
-        raise ValueError(
-            f"inputs {value!r}: choose torchvision or {{'mean': [r, g, b], 'std': [r, g, b]}} in units of 0 to 1"
-        )
-    if 0 in parts[1]:
-        raise ValueError(f"inputs std {parts[1]!r}: choose numbers above 0, inputs are divided by them")
-    return tuple(tuple(map(float, part)) for part in parts)
-
-
-def _is_share(number):
-    return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= 1
+    if value == "ours":
+        mean = files.load(path).get(MEAN_IMAGE) if path.endswith(".safetensors") else None
+        if mean is None:
+            raise ValueError(
+                f"inputs 'ours': {path} holds no mean of its images; give a weights.safetensors that hub.publish "
+                "wrote, or the mean itself, {'mean': [r, g, b], 'std': [1, 1, 1]}"
+            )
+        return tuple((mean.double().mean((0, 1)) / 255).tolist()), (1.0, 1.0, 1.0)
+    return tuple(tuple(map(float, value[part])) for part in ("mean", "std"))

@@ -32,6 +32,22 @@ def divisor(field, value, total, words):
     return int(value)
 
 
+def channels(inputs, names):
+    """Raise ValueError for what is neither one of ``names`` nor a mean and a standard deviation of each channel."""
+    if isinstance(inputs, dict) and set(inputs) == {"mean", "std"}:
+        for part, least in (("mean", 0), ("std", 0.001)):
+            values = inputs[part] if isinstance(inputs[part], list | tuple) else ()
+            plain = [n for n in values if isinstance(n, int | float) and not isinstance(n, bool) and least <= n <= 1]
+            if not len(plain) == len(values) == 3:
+                raise ValueError(
+                    f"inputs {part} {inputs[part]!r}: give three numbers from {least} to 1, for red, green and blue; "
+                    "divide those in units of 0 to 255 by 255"
+                )
+    elif not isinstance(inputs, str) or inputs not in names:
+        own = "{'mean': [r, g, b], 'std': [r, g, b]} in units of 0 to 1"
+        raise ValueError(f"inputs {inputs!r}: choose {', '.join(names)} or {own}{nearest(inputs, names)}")
+
+
 def nearest(value, choices):
     """For error messages: " (did you mean ...?)" if a choice is close to the value, otherwise an empty string."""
     close = difflib.get_close_matches(str(value), choices, n=1)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 TORCHVISION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of its nets' inputs
+MEAN_IMAGE = "mean_image"  # in a file of weights, what our nets' inputs are centred by: (H, W, 3), from 0 to 255
 AT_ONCE = 200  # boxes that ``nms`` compares with all others together
 _KEPT = []  # a collected library takes its declarations along
 
