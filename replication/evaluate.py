@@ -56,18 +56,23 @@ def single_view(net, batches, device="cpu", precision="float32"):
     return SingleView(100 * errors / count, loss / count, torch.cat(predictions, dim=1), unreadable)
 
 
-def detections(net, dataset, paths, device="cpu", precision="float32"):
+def detections(net, dataset, paths, device="cpu", precision="float32", progress=False):
     """What a detector finds in images of a ``DetectionSet``, by their paths: ``Detections`` of each.
 
-    The net is left in the mode it was in.
+    ``progress``: show a bar. The net is left in the mode it was in.
     """
     training, found = net.training, []
     net.eval()
-    with torch.inference_mode(), autocast(device, precision):
+    with (
+        torch.inference_mode(),
+        autocast(device, precision),
+        progress_bar(len(paths), "detecting", "images", not progress) as bar,
+    ):
         for path in paths:
             (each,) = net([dataset.read(path).to(device)])
             boxes, labels, confidences = (each[name].float().cpu().numpy() for name in ("boxes", "labels", "scores"))
             found.append(Detections(boxes, labels.astype("int64") - 1, confidences))
+            bar.update()
     net.train(training)
     return found
 

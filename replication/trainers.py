@@ -75,7 +75,7 @@ def fit(run, dataset, folder, ranks, progress=False):
             bar.update()
     if state.iteration < recipe.iterations and state.diverged is None:
         raise KeyboardInterrupt(recorder.interrupt())
-    recorder.finish()
+    recorder.finish(progress)
     if interrupted.is_set():  # in the last iteration, or in one that diverged
         raise KeyboardInterrupt
 

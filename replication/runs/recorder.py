@@ -201,8 +201,11 @@ class Recorder:
             f"The same call {how}."
         )
 
-    def finish(self):
-        """Write the weights and, last of all, the summary, which marks the record as complete."""
+    def finish(self, progress=False):
+        """Write the weights and, last of all, the summary, which marks the record as complete.
+
+        ``progress``: show a bar where its test takes long.
+        """
         state = self.state
         if state.diverged is None:
             weights = {name: value.cpu() for name, value in self.step.net.state_dict().items()}
@@ -217,14 +220,14 @@ class Recorder:
             self._note(
                 f"diverged: the loss was no longer finite after {state.diverged:,} iterations, at {rate:g}", state
             )
-        summary = self._summary()
+        summary = self._summary(progress)
         if self.ranks.rank == 0:
             records.write_summary(self.folder, summary)
             checkpoint.remove(self.folder)
         if self.ranks.world_size > 1:
             dist.barrier()
 
-    def _summary(self):
+    def _summary(self, progress):
         state = self.state
         self._count_time()
         errors = {name: value for name, value in state.history[-1].items() if name.endswith(("_error", "_loss"))}
@@ -298,18 +301,18 @@ class DetectionRecorder(Recorder):
     def _tested(self, due):
         return {"test_error": None, "test_loss": None}
 
-    def _summary(self):
-        return super()._summary() | (self._precisions() if self.state.diverged is None else {})
+    def _summary(self, progress):
+        return super()._summary(progress) | (self._precisions(progress) if self.state.diverged is None else {})
 
     def _multiply_adds(self):
         return self.run.name.multiply_adds()
 
-    def _precisions(self):
+    def _precisions(self, progress):
         """What is detected on the test images, each process detecting on every n-th of them."""
         test, ranks = self.dataset.test, self.ranks
         detections = [None] * len(test.labels)
         mine = test.paths[ranks.rank :: ranks.world_size]
-        mine = evaluate.detections(self.step.net, self.dataset, mine, self.step.device, self.run.precision)
+        mine = evaluate.detections(self.step.net, self.dataset, mine, self.step.device, self.run.precision, progress)
         for place, part in enumerate(ranks.gather(mine)):
             detections[place :: ranks.world_size] = part
         rows = [
