@@ -10,7 +10,7 @@ import torch
 from conftest import Here
 from test_trainers import assert_same, without_time
 
-from replication import Run, finished, models, recipes, run_all, trainers
+from replication import Run, evaluate, finished, models, recipes, run_all, trainers
 from replication.engine import machine, steps
 from replication.runs import environment, recorder
 
@@ -186,8 +186,9 @@ def trained(run, compile=False, prepare=lambda step: None):
 @pytest.mark.parametrize("bn_batch", [128, 32])
 def test_a_replayed_step_is_a_step(bn_batch, compile):
     run = Run("resnet-8", bn_batch=bn_batch)
-    step, replayed = trained(run, compile)
-    _, eager = trained(run, compile, lambda step: setattr(step, "capturing", False))
+    with evaluate.deterministic():  # else the steps differ by TF32, and by sums in any order
+        step, replayed = trained(run, compile)
+        _, eager = trained(run, compile, lambda step: setattr(step, "capturing", False))
     assert step.graph is not None
     for name, value in eager.items():
         torch.testing.assert_close(replayed[name], value, rtol=1e-4, atol=1e-5, msg=name)
@@ -212,6 +213,7 @@ class Stream:
         assert isinstance(other, Stream)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_step_gives_its_graph_every_batch_and_rate(fails, monkeypatch, capsys):
     """The way through a step on a GPU, but for the GPU: eager steps, capture or its failure, replays."""
