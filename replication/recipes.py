@@ -160,6 +160,7 @@ RECIPES = {
     "note": Recipe(600_000, batch=100, momentum=0.8, plateau=Plateau("train_error", patience=60_000)),
     # For 1,437 images of 8x8 pixels, in the proportions of the CIFAR recipe.
     "digits": Recipe(1_100, batch=128, milestones=(550, 825), warmup=WARMUP),
+    "quick": Recipe(1_100, batch=64, milestones=(550, 825), warmup=WARMUP),  # of the quickstart: half the work
     # A smoke test of the ImageNet experiments on a few dozen images: too short to learn anything.
     "smoke": Recipe(4, batch=16, lr=0.01, plateau=Plateau("test_error", patience=2), bn_batch=8),
     # Detectors (section 4.3, appendix A). Batch norm is fixed: ``bn_batch`` is how many images pass through together,

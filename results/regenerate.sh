@@ -17,14 +17,14 @@ notebook() {
 
 on_photographs() {
   notebook 2_plain_vs_residual "{dataset: cifar10-jpeg, schedule: 0.05, precision: bfloat16, seeds: [0, 1, 2]}"
-  notebook 2_plain_vs_residual "{dataset: cifar10-jpeg, recipe: note, schedule: 0.005333, precision: bfloat16, depths: [20, 56], seeds: [0, 1]}" 2_plain_vs_residual/note
+  notebook 2_plain_vs_residual "{dataset: cifar10, recipe: note, schedule: 0.005333, precision: bfloat16, depths: [20, 56], seeds: [0, 1]}" 2_plain_vs_residual/note
   notebook 3_cifar_depths "{dataset: cifar10-jpeg, schedule: 0.05, precision: bfloat16, depths: [20, 32, 44, 56], seeds: [0, 1, 2]}"
   notebook 4_shortcuts "{dataset: cifar10-jpeg, schedule: 0.05, precision: bfloat16, depth: 20, seeds: [0, 1, 2]}"
   notebook 5_layer_responses "{dataset: cifar10-jpeg, schedule: 0.05, precision: bfloat16, nets: [plain-20, plain-56, resnet-20, resnet-56], seeds: [0, 1, 2]}"
 }
 
 on_digits() {
-  notebook 0_quickstart "{seeds: [0, 1, 2, 3, 4]}"  # 5, its own, is left to who runs it first
+  notebook 0_quickstart "{recipe: digits, seeds: [0, 1, 2, 3, 4]}"  # its own recipe is left to who runs it first
   for name in 2_plain_vs_residual 3_cifar_depths 4_shortcuts 5_layer_responses; do
     notebook "$name" "{seeds: [0, 1, 2, 3, 4]}" "$name/digits"
   done

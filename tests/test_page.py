@@ -64,7 +64,7 @@ def test_the_page_holds_all_it_needs(records, tmp_path):
     for claim in paper.CLAIMS.values():
         assert claim.statement in " ".join(shown.text.split())
     # Claim 1 by two runs a net; of claim 11 the counts alone, since these runs measured no layers.
-    assert "Under its own conditions, 1 reproduced, 1 partly of 13 claims." in shown.text
+    assert "Of the paper's 13 claims, judged under its own conditions: 1 reproduced, 1 partly." in shown.text
     assert "Judged from 8 runs of your own." in shown.text
     assert all(link.startswith("#") or (folder / link).exists() for link in shown.links)
 

@@ -17,6 +17,7 @@ def rows(*errors, every=100, column="train_error"):
         ("imagenet", 600_000, 256, 0.9, ()),  # section 3.4
         ("note", 600_000, 100, 0.8, ()),
         ("digits", 1_100, 128, 0.9, (550, 825)),
+        ("quick", 1_100, 64, 0.9, (550, 825)),
     ],
 )
 def test_recipes_are_those_published(name, iterations, batch, momentum, milestones):

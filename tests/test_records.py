@@ -200,14 +200,14 @@ def test_conditions_are_told_apart_by_what_differs_and_have_an_order(make):
     options = [{"schedule": 0.0171875, "recipe": "cifar"}, {"schedule": 0.5}, {}]
     made = [make(1, 2, net="plain-20", **each) for each in options]
     short = [
-        "digits, recipe digits, 1,100 iterations",
+        "digits, 1,100 iterations",
         "digits, 550 iterations",
         "digits, recipe cifar, 1,100 iterations",
     ]
     assert [name for name, _, _ in records.by_conditions(made)] == short
     assert [members for _, _, members in records.by_conditions(made)] == [[made[2]], [made[1]], [made[0]]]
     made.append(make(1, 2, net="plain-20", precision="bfloat16"))
-    full = [f"{short[0]}, {precision}" for precision in ("float32", "bfloat16")]
+    full = [f"digits, recipe digits, 1,100 iterations, {precision}" for precision in ("float32", "bfloat16")]
     assert [name for name, _, _ in records.by_conditions(made)] == [*full, *short[1:]]
 
 

@@ -75,7 +75,7 @@ def answer(card):
     counts = _counted(card[card["as_paper"]])
     if not counts:
         return f"Not yet: none of the paper's {len(CLAIMS)} claims was tested under its own conditions."
-    return f"Under its own conditions, {counts} of {len(CLAIMS)} claims."
+    return f"Of the paper's {len(CLAIMS)} claims, judged under its own conditions: {counts}."
 
 
 def _counted(rows):

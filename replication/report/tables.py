@@ -31,6 +31,7 @@ RECIPES = {
     "cifar": "section 4.2 of the paper, its recipe for CIFAR-10",
     "imagenet": "section 3.4 of the paper, its recipe for ImageNet",
     "digits": "section 4.2 in about a sixtieth of its iterations, for the few images of digits",
+    "quick": "that of digits with batches of 64, half the work, for the quickstart",
     "note": "a Chinese reading note on the paper, with batches of 100 and momentum 0.8",
     "voc": "that of Faster R-CNN on PASCAL VOC, all layers trained at once",
     "coco": "appendix A of the paper, all layers trained at once",

@@ -153,9 +153,15 @@ def by_conditions(records):
     all_conditions = [members[0].conditions for members in groups.values()]
     full = _unique(map(in_words, all_conditions), [f"images {each['fingerprint']}" for each in all_conditions])
     short = full
-    for words in ("{dataset}, recipe {recipe}, {iterations:,} iterations", "{dataset}, {iterations:,} iterations"):
-        short = _unique([words.format(**each) for each in all_conditions], short, instead=True)
+    for always in (True, False):  # whether a data set's own recipe is named, too
+        short = _unique([_in_short(each, always) for each in all_conditions], short, instead=True)
     return list(zip(short, full, groups.values(), strict=True))
+
+
+def _in_short(conditions, always):
+    own = conditions["recipe"] == own_recipe(conditions["dataset"])
+    recipe = "" if own and not always else ", recipe {recipe}"
+    return f"{{dataset}}{recipe}, {{iterations:,}} iterations".format(**conditions)
 
 
 def _place(group):
