@@ -6,7 +6,7 @@ import sys
 import pandas as pd
 import pytest
 
-from replication import Run, trainers, verify
+from replication import Run, data, measure, trainers, verify
 from replication.runs import records
 
 RUN = Run("resnet-8", schedule=0.05)  # 55 iterations on digits
@@ -50,6 +50,22 @@ def test_an_altered_record_is_told_by_row_and_column(trained, tmp_path, monkeypa
         places = {f"{name}, row {row + 1}, {column}" for name, row, column in changes}
         assert {sentence.partition(":")[0] for sentence in found.differences} == places
         monkeypatch.setitem(record.environment, "processor", "another one")
+
+
+@pytest.mark.parametrize("net", ["plain-20", "resnet-20"])
+def test_bfloat16_stays_within_the_tolerances_of_another_machine(net):
+    """As float32 computes them, the signals of bfloat16 would be confirmed; and in float32 they would not."""
+    dataset = data.load("digits")
+    step = trainers.new_step(Run(net), 10)
+    exact, rounded = (
+        measure.signals(step.net, *dataset.batches(128, 0)(0), precision) for precision in ("float32", "bfloat16")
+    )
+    apart = {
+        column: max(abs(b[column] / a[column] - 1) for a, b in zip(exact, rounded, strict=True) if a[column])
+        for column in measure.SIGNALS[:4]
+    }
+    assert verify.GRADIENTS["float32"] < apart.pop("gradient_norm") < verify.GRADIENTS["bfloat16"]
+    assert max(apart.values()) < verify.SIGNALS["bfloat16"]
 
 
 def test_what_cannot_be_verified_is_refused(trained, pets, make):
