@@ -18,7 +18,7 @@ from replication import Run, data, finished, models, recipes, run_all, sweeps, t
 from replication.__main__ import main
 from replication.data.batches import normalize
 from replication.detection import DetectorName, Pretrained, nets
-from replication.engine import vision
+from replication.engine import machine, vision
 from replication.report import detections
 from replication.runs import environment
 
@@ -187,6 +187,26 @@ def test_statistics_of_a_new_net_are_those_of_its_images():
         torch.testing.assert_close(variance, torch.ones_like(variance), atol=1e-3, rtol=0)
     assert len(seen) == 3
     assert sum(isinstance(layer, FrozenBatchNorm2d) for layer in net.modules()) == 17  # shortcuts A have none
+
+
+def test_bfloat16_computes_features_alone():
+    """At 600x1000 pixels: eight significant bits would put all coordinates beyond 512 on multiples of 4."""
+    net, box = build(SMALL), [700.3, 301.7, 933.9, 341.1]
+    net.transform.min_size, net.transform.max_size = (600,), 1000
+    types, pooled, proposed = set(), [], []
+    for layer in (net.backbone.layer3[0].conv1, net.roi_heads.box_head.layer4[0].conv1):
+        layer.register_forward_hook(lambda _, __, output: types.add(output.dtype))
+    net.rpn.register_forward_hook(lambda _, __, output: proposed.extend(output[0]))
+    net.roi_heads.box_roi_pool.register_forward_pre_hook(lambda _, inputs: pooled.extend(inputs[1]))
+    target = {"boxes": torch.tensor([box]), "labels": torch.tensor([1])}
+    with machine.autocast("cpu", "bfloat16"):
+        losses = net([torch.rand(3, 600, 1000)], [target])
+    assert types == {torch.bfloat16}
+    assert {loss.dtype for loss in losses.values()} == {proposed[0].dtype} == {torch.float32}
+    beyond = proposed[0][proposed[0] > 512]
+    assert len(beyond) > 100
+    assert (beyond % 4 != 0).float().mean() > 0.5
+    assert (pooled[0] == target["boxes"]).all(1).any()  # what is to be found is among the regions that train
 
 
 def test_multiply_adds_are_those_of_all_layers():

@@ -1,5 +1,6 @@
 """The detectors themselves, on torchvision's parts: anchors, region proposals, losses and the resizing of images."""
 
+import contextlib
 from collections import OrderedDict
 
 import torch
@@ -12,6 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from replication import measure
 from replication.detection import VGG_DEPTHS
+from replication.engine.machine import autocast
 from replication.engine.vision import TORCHVISION, pool_regions, use_declared_nms
 from replication.models import NetName
 
@@ -36,6 +38,27 @@ class RegionPool(MultiScaleRoIAlign):
     def forward(self, features, boxes, image_shapes):
         (feature,) = features.values()
         return pool_regions(feature, boxes, self.output_size[0], STRIDE)
+
+
+class Features(nn.Sequential):
+    """Layers that compute features, in bfloat16 where ``Detector`` says so; what comes out is float32."""
+
+    in_bfloat16 = False
+
+    def forward(self, inputs):
+        with autocast(inputs.device, "bfloat16") if self.in_bfloat16 else contextlib.nullcontext():
+            return super().forward(inputs).float()
+
+
+class Detector(FasterRCNN):
+    """Faster R-CNN whose ``Features`` alone follow autocast: in bfloat16 coordinates from 512 are multiples of 4."""
+
+    def forward(self, images, targets=None):
+        device = images[0].device.type
+        for part in (self.backbone, self.roi_heads.box_head):
+            part.in_bfloat16 = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False):
+            return super().forward(images, targets)
 
 
 def classifier(name, classes=1000, stride_on="1x1"):
@@ -71,16 +94,16 @@ def detector(name, classes, pretrained=None, inputs=TORCHVISION):
     if isinstance(net, VGG):
         stages = list(net.features[:-1])  # without the last pooling: RoI pooling is in its place
         second = [place for place, layer in enumerate(stages) if isinstance(layer, nn.MaxPool2d)][1]
-        backbone, first, size = nn.Sequential(*stages), stages[: second + 1], 7
-        head = nn.Sequential(nn.Flatten(), *net.classifier[:-1])
+        backbone, first, size = Features(*stages), stages[: second + 1], 7
+        head = Features(nn.Flatten(), *net.classifier[:-1])
         features, outputs = net.classifier[0].in_features // size**2, net.classifier[6].in_features
     else:
         fix_batch_norm(net)
         first, size = [net.conv1, net.layer1], 14
         parts = {"conv1": net.conv1, "bn1": net.bn1, "relu": nn.ReLU(inplace=True), "maxpool": net.maxpool}
         parts |= {f"layer{stage}": net.get_submodule(f"layer{stage}") for stage in (1, 2, 3)}
-        backbone = nn.Sequential(OrderedDict(parts))
-        head = nn.Sequential(OrderedDict(layer4=net.layer4, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
+        backbone = Features(OrderedDict(parts))
+        head = Features(OrderedDict(layer4=net.layer4, pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
         features, outputs = net.fc.in_features // 2, net.fc.in_features
     if pretrained is not None:
         for layer in first:
@@ -91,7 +114,7 @@ def detector(name, classes, pretrained=None, inputs=TORCHVISION):
         nn.init.normal_(layer.weight, std=deviation)
         nn.init.zeros_(layer.bias)
     scale = 4 if name.quarter else 1
-    return FasterRCNN(
+    return Detector(
         backbone,
         rpn_anchor_generator=AnchorGenerator((tuple(anchor // scale for anchor in ANCHORS),), (RATIOS,)),
         box_roi_pool=RegionPool(size),
