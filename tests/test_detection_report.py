@@ -9,16 +9,25 @@ from replication.report import detections
 from replication.runs import records as kept
 
 SMALL, VGG = "faster-rcnn-resnet-18-quarter", "faster-rcnn-vgg-16-quarter"
+GREY = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 @pytest.fixture
 def detect(make):
-    def write(net, seed=0, **precisions):
+    def write(net, seed=0, dataset="voc-smoke", weights=None, **precisions):
         found = {"train_error": None, "test_error": None, "map_voc07": 50.0, "map_voc": 51.0}
         found |= {"map_50": 52.0, "map_50_95": 30.0} | precisions
-        return make(0, 0, net=net, dataset="voc-smoke", seed=seed, more=found)
+        return make(0, 0, net=net, dataset=dataset, seed=seed, weights=weights, more=found)
 
     return write
+
+
+@pytest.fixture
+def starts(tmp_path):
+    """Weights that a detector can start from, two of them, as options of a run."""
+    for name in ("one", "other"):
+        (tmp_path / name).write_text(name)
+    return [{"path": str(tmp_path / name), "inputs": "torchvision"} for name in ("one", "other")]
 
 
 def test_the_papers_tables():
@@ -26,7 +35,8 @@ def test_the_papers_tables():
     for table, gain in ((paper.TABLE_7, (3.2, 3.4)), (paper.TABLE_8, (6.9, 6.0))):
         vgg, resnet = table.errors["faster-rcnn-vgg-16"], table.errors["faster-rcnn-resnet-101"]
         assert np.subtract(resnet, vgg) == pytest.approx(gain)
-    assert round(27.2 / 21.2, 2) == 1.28
+    theirs = [paper.TABLE_8.errors[f"faster-rcnn-{net}"][1] for net in ("vgg-16", "resnet-101")]
+    assert theirs[1] / theirs[0] == pytest.approx(1.28, abs=0.005)
 
 
 def test_tables_have_the_papers_rows_and_ours(detect):
@@ -41,6 +51,43 @@ def test_tables_have_the_papers_rows_and_ours(detect):
     assert shown.loc["faster-rcnn-resnet-101", "paper: mAP@[.5, .95] %"] == "27.20"
     assert not table["comparable"].any()
     assert detections.note(table).endswith("A smoke test: these precisions say nothing about the paper.")
+
+
+def test_runs_that_start_from_different_weights_are_rows_of_their_own(detect, starts):
+    """Not seeds of each other; the same weights twice are one row. Each row says which weights it started from."""
+    one, other = starts
+    records = [detect(SMALL, seed, weights=one, map_voc07=50.0 + 10 * seed) for seed in (0, 1)]
+    records += [detect(SMALL, 0, weights=other, map_voc07=80.0), detect(SMALL, map_voc07=20.0)]
+    names = [each.run.weights.name for each in (records[0], records[2])]
+    table = detections.precisions(records, 7)
+    shown = detections.readable(table, 7)[:3]
+    assert shown["detector"].tolist() == [SMALL, SMALL, f"{SMALL} from scratch"]
+    assert shown["weights"].tolist() == [*names, "–"]
+    assert shown["ours: mAP@.5, VOC's 11 points %"].tolist() == ["50.00, 60.00", "80.00", "20.00"]
+    for name in names:
+        assert f"float32, weights {name}" in detections.note(table)
+
+
+def test_claims_are_judged_for_each_choice_of_weights(detect, starts):
+    """Nets start from weights of their own and are compared; of two for one net, each with the other net."""
+    one, other = starts
+    vgg, resnet = "faster-rcnn-vgg-16", "faster-rcnn-resnet-34"
+    records = [detect(vgg, dataset="voc", weights=one), detect(resnet, dataset="voc", weights=one | {"inputs": GREY})]
+    ((_, words, members),) = kept.by_conditions(records)
+    assert (members, "weights" in words) == (records, False)
+    records.append(detect(resnet, dataset="voc", weights=other))
+    groups = kept.by_conditions(records)
+    assert [members for _, _, members in groups] == [records[:2], records[::2]]
+    start, *others = (record.run.weights.name for record in records)
+    ends = [f"weights {start} and {each}" for each in others]
+    assert [words.split(", ")[-1] for _, words, _ in groups] == ends
+    assert len({short for short, _, _ in groups}) == 2
+
+
+def test_tables_of_nets_that_start_from_their_seeds_do_not_speak_of_weights(make, tmp_path):
+    table = report.errors([make(1, 2, net="plain-20")])
+    report.save_errors(table, tmp_path)
+    assert "weights" not in (tmp_path / "table.csv").read_text() + (tmp_path / "table.md").read_text()
 
 
 def test_without_pycocotools_table_8_is_empty(detect):

@@ -153,7 +153,7 @@ def _as_text(error):
 def group(rows, keys, names, digits=",.2f"):
     """A row for each combination of keys: n, the mean of every name, its ``_std``, and its ``_values`` as text."""
     groups = []
-    for values, members in pd.DataFrame(rows).groupby(keys, sort=False) if rows else ():
+    for values, members in pd.DataFrame(rows).groupby(keys, sort=False, dropna=False) if rows else ():
         row = dict(zip(keys, values, strict=True)) | {"n": len(members)}
         for name in names:
             column = members[name].astype(float)
@@ -272,6 +272,8 @@ def save_table(table, folder, name="table", shown=None, note=""):
     """Write a table to ``<name>.csv``, and ``shown``, or itself, in Markdown to ``<name>.md``, with a note below it."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if "weights" in table and table["weights"].isna().all():  # that of nets which all start from their seeds
+        table = table.drop(columns="weights")
     write(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
     text = markdown(table if shown is None else shown)
     write(folder / f"{name}.md", f"{text}\n\n{in_markdown(note)}\n" if note else f"{text}\n")

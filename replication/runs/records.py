@@ -2,6 +2,7 @@
 
 import collections
 import io
+import itertools
 import json
 import tempfile
 from dataclasses import dataclass, fields
@@ -26,7 +27,7 @@ NEEDED = ("run.json", "environment.json", "history.csv", "summary.json")
 SUMS = "SHA256SUMS"  # checksums of a record's files, as ``sha256sum --check`` reads them
 WEIGHTS = "weights.safetensors"  # of a published record, as ``hub.publish`` writes them
 # What must be equal for errors to be comparable; the images themselves by their fingerprint.
-CONDITIONS = ("dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "bn_batch")
+CONDITIONS = ("dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "bn_batch", "weights")
 COLUMNS = ("iteration", "lr", "train_error", "train_loss", "test_error", "test_loss", "seconds")
 
 
@@ -121,6 +122,7 @@ class Record:
         values = {name: getattr(self.run, name) for name in ("dataset", "precision", "holdout")}
         values |= {"fingerprint": self.fingerprint[:12], "iterations": self.summary["iterations"]}
         values |= {"recipe": self.run.recipe_name, "bn_batch": self.run.settings.bn_batch}
+        values["weights"] = None if self.run.weights is None else self.run.weights.name
         return {name: values[name] for name in CONDITIONS}
 
 
@@ -138,24 +140,41 @@ def in_words(conditions):
         words += f", {conditions['holdout']:,} images held out"
     if not pd.isna(bn_batch) and (recipe is None or bn_batch != (recipe.bn_batch or recipe.batch)):
         words += f", batch norm over {bn_batch}"
+    if not pd.isna(conditions["weights"]):
+        words += f", weights {conditions['weights']}"
     return words
 
 
 def by_conditions(records):
     """Records grouped by conditions: tuples of a short name, a full one, both unique, and the records.
 
-    Sorted by data set, its own recipe first, the most iterations first.
+    Sorted by data set, its own recipe first, the most iterations first. Different nets of a group may start from
+    different weights; where runs of one net do, there is a group for each choice of weights for every net.
     """
     groups = {}
     for record in records:
-        groups.setdefault(tuple(record.conditions.items()), []).append(record)
-    groups = dict(sorted(groups.items(), key=_place))
-    all_conditions = [members[0].conditions for members in groups.values()]
+        groups.setdefault(tuple((record.conditions | {"weights": None}).items()), []).append(record)
+    groups = [part for key, group in sorted(groups.items(), key=_place) for part in _by_weights(dict(key), group)]
+    all_conditions = [conditions for conditions, _ in groups]
     full = _unique(map(in_words, all_conditions), [f"images {each['fingerprint']}" for each in all_conditions])
     short = full
     for always in (True, False):  # whether a data set's own recipe is named, too
         short = _unique([_in_short(each, always) for each in all_conditions], short, instead=True)
-    return list(zip(short, full, groups.values(), strict=True))
+    return list(zip(short, full, [members for _, members in groups], strict=True))
+
+
+def _by_weights(conditions, records):
+    """Lists of records, in each of which all runs of a net start from the same weights, with their conditions."""
+    weights = {}
+    for record in records:
+        weights.setdefault(record.net, {})[record.conditions["weights"]] = None
+    choices = [dict(zip(weights, each, strict=True)) for each in itertools.product(*weights.values())]
+    parts = []
+    for choice in choices:
+        words = " and ".join(dict.fromkeys(filter(None, choice.values()))) if len(choices) > 1 else None
+        members = [record for record in records if record.conditions["weights"] == choice[record.net]]
+        parts.append((conditions | {"weights": words}, members))
+    return parts
 
 
 def _in_short(conditions, always):
