@@ -174,13 +174,16 @@ def test_what_is_trained_on_imagenet_keeps_its_first_stages_and_its_statistics()
 
 
 def test_statistics_of_a_new_net_are_those_of_its_images():
-    net, images = build(SMALL), list(torch.rand(3, 3, 150, 160))
+    """Of what all of them have, around their centres: 144x144 pixels. Padding would be the mean colour of no image."""
+    net, images = build(SMALL), [torch.rand(3, *size) for size in ((150, 170), (200, 150), (150, 150))]
     nets.measure_statistics(net, images)
+    inputs = [net.transform.normalize(image) for image in images]
+    inputs = torch.stack([inputs[0][:, 3:147, 13:157], inputs[1][:, 28:172, 3:147], inputs[2][:, 3:147, 3:147]])
     seen, head = [], net.roi_heads.box_head.layer4[0]
     for norm in (net.backbone.bn1, net.backbone.layer3[1].bn2, head.bn1):
         norm.register_forward_hook(lambda _, __, output: seen.append(output.clone()))
     with torch.no_grad():
-        head(net.backbone(net.transform(images)[0].tensors))
+        head(net.backbone(inputs))
     for output in seen:
         variance, mean = torch.var_mean(output, (0, 2, 3))
         torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)

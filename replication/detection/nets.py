@@ -10,6 +10,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.vgg import VGG, cfgs, make_layers
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.transforms.functional import center_crop
 
 from replication import measure
 from replication.detection import VGG_DEPTHS
@@ -156,7 +157,8 @@ def fix_batch_norm(net):
 def measure_statistics(net, images):
     """Set the means and variances of a detector's fixed batch norm to those of these images, a list of (3, H, W).
 
-    For a net that was not trained: one that was has its own. The paper computes them on training images too.
+    For a net that was not trained: one that was has its own. The paper computes them on training images too. Of the
+    images, resized, only a centre as large as fits into all of them is used, so that none is padded.
     """
     norms = [layer for layer in net.modules() if isinstance(layer, FrozenBatchNorm2d)]
     if not norms:
@@ -166,8 +168,10 @@ def measure_statistics(net, images):
         norm.running_var, norm.running_mean = torch.var_mean(inputs[0], (0, 2, 3))
 
     hooks = [norm.register_forward_pre_hook(measured) for norm in norms]
-    inputs, _ = net.transform([image.to(norms[0].weight.device) for image in images])
-    net.roi_heads.box_head(net.backbone(inputs.tensors))
+    images = [net.transform.normalize(image.to(norms[0].weight.device)) for image in images]
+    images = [net.transform.resize(image)[0] for image in images]
+    size = [min(image.shape[side] for image in images) // STRIDE * STRIDE for side in (1, 2)]
+    net.roi_heads.box_head(net.backbone(torch.stack([center_crop(image, size) for image in images])))
     for hook in hooks:
         hook.remove()
 
