@@ -54,9 +54,16 @@ def load_weights(net, path, zeros="behind"):
     Raises ValueError if the file holds no weights, or those of a different net.
     """
     choice("zeros", zeros, CHOICES["zeros"])
+    weights = _fitting_weights(net, path, _read_weights(path))
+    net.load_state_dict(_move_zeros_behind(net, weights) if zeros == "around" else weights)
+    return net
+
+
+def _fitting_weights(net, path, weights):
+    """The weights of a net, read from that path, with batch norm's counters; raises ValueError for another net's."""
     expected = net.state_dict()
     # Torch added the counter after some checkpoints were made.
-    weights = _read_weights(path) | {name: value for name, value in expected.items() if name.endswith(COUNTER)}
+    weights |= {name: value for name, value in expected.items() if name.endswith(COUNTER)}
     problems = {
         "missing": [name for name in expected if name not in weights],
         "unknown": [name for name in weights if name not in expected],
@@ -69,8 +76,7 @@ def load_weights(net, path, zeros="behind"):
     if any(problems.values()):
         listed = "; ".join(f"{kind}: {_first(names)}" for kind, names in problems.items() if names)
         raise ValueError(f"{path} holds the weights of another net{_fitting(net, weights)}: {listed}")
-    net.load_state_dict(_move_zeros_behind(net, weights) if zeros == "around" else weights)
-    return net
+    return weights
 
 
 def load_detector(run, classes):
@@ -78,16 +84,38 @@ def load_detector(run, classes):
 
     Raises ValueError if the file is not as it was when the run was made, or holds the weights of a different net.
     """
-    weights, name = run.weights, run.name
-    path = Path(files.expanded("path", weights.path))
-    if not path.is_file() or files.digest(path.read_bytes()) != weights.digest:
+    weights, stored = run.weights, _stored_weights(run)
+    net = _classifier(run, stored)
+    net.load_state_dict(_fitting_weights(net, weights.path, stored))
+    return run.name.build(classes, net, (weights.mean, weights.std))
+
+
+def check_detectors(runs):
+    """Raise ValueError for the first of these runs that ``load_detector`` refuses; each file is read once."""
+    for run in {(run.net, run.weights.path, run.weights): run for run in runs if run.weights is not None}.values():
+        stored = _stored_weights(run)
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            net = _classifier(run, stored)
+        _fitting_weights(net, run.weights.path, stored)
+
+
+def _stored_weights(run):
+    """The tensors that a detector's run starts from, by name; raises as ``load_detector`` does."""
+    path = Path(files.expanded("path", run.weights.path))
+    content = path.read_bytes() if path.is_file() else b""
+    if files.digest(content) != run.weights.digest:
         raise ValueError(
-            f"weights of {name}: {path} is not as it was when this run was made: bring that back, or make the run again"
+            f"weights of {run.name}: {path} is not as it was when this run was made: bring that back, or make the run "
+            "again"
         )
-    stored = _read_weights(path)
+    return _read_weights(path, content)
+
+
+def _classifier(run, stored):
+    """The ImageNet net of a run's detector, with as many classes as the weights have."""
     outputs = [stored[last].numel() for last in ("fc.bias", "classifier.6.bias") if last in stored]
-    net = name.classifier(*outputs[:1], **({"stride_on": weights.stride_on} if weights.stride_on else {}))
-    return name.build(classes, load_weights(net, path), (weights.mean, weights.std))
+    stride_on = run.weights.stride_on
+    return run.name.classifier(*outputs[:1], **({"stride_on": stride_on} if stride_on else {}))
 
 
 def _described(tensor):
@@ -122,11 +150,14 @@ def _fitting(net, weights):
     return ""
 
 
-def _read_weights(path):
-    """The tensors of a checkpoint by name, named as in ``replication.models``, without the counters of batch norm."""
+def _read_weights(path, content=None):
+    """The tensors of a checkpoint by name, named as in ``replication.models``, without the counters of batch norm.
+
+    content: of the file, where it was read already.
+    """
     path = files.expanded("path", path)
     try:
-        stored = files.load(path)
+        stored = files.load(path, content)
     except ValueError as error:
         if found := _found_instead(Path(path)):
             raise ValueError(f"{path} is not a file of weights but {found}") from error

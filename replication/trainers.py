@@ -170,6 +170,7 @@ def _load(run, data, progress=False):
     first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
     dataset = datasets.load(run.dataset, data, progress=progress and first_here)
     check_net(run, dataset.size, len(dataset.classes))
+    pretrained.check_detectors([run])
     if first_here:  # this reads all photographs, for their mean: one process per machine does, the others wait
         dataset.hold_out(run.holdout).unreadable()
     return dataset

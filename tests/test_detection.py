@@ -308,6 +308,19 @@ def test_a_run_starts_from_its_weights_and_refuses_others_in_their_place(weights
         trainers.new_step(run, 4)
 
 
+def test_wrong_weights_are_an_error_before_anything_is_trained(weights, drawn, tmp_path):
+    """Those of another net, and a file that was changed, in a sweep and in a run of its own."""
+    weights["stride_on"] = None
+    run, other = Run(SMALL, "voc-smoke", weights=weights), Run(SMALL, "voc-smoke", schedule=1 / 320)
+    message = r"resnet\.pth holds the weights of another net: unknown|is not as it was when this run was made"
+    for _ in range(2):
+        for call in (lambda: run_all([other, run], tmp_path, drawn), lambda: trainers.train(run, tmp_path, drawn)):
+            with pytest.raises(ValueError, match=message):
+                call()
+        torch.save({}, weights["path"])
+    assert not (tmp_path / "runs").exists()
+
+
 def test_weights_of_our_own_nets_bring_the_mean_that_they_were_trained_with(tmp_path):
     """As ``hub.publish`` writes them, the mean image among them; the detector then sees what the net was trained on."""
     torch.manual_seed(5)

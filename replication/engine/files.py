@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ from urllib.request import url2pathname
 
 import torch
 from filelock import FileLock, SoftFileLock, Timeout
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file
 
 ABANDONED = 3600  # seconds after which a part of a file must be that of a killed process
@@ -215,18 +217,18 @@ IGNORED = [
 ]
 
 
-def load(file):
+def load(file, content=None):
     """What ``torch.save`` wrote: tensors (put on the CPU), numbers, strings, lists and dicts. Executes no code.
 
     What is of a class in ``IGNORED`` becomes an ``Ignored``, which torch calls in its place. A path that ends in
-    ``.safetensors`` is read as such, and never unpickled.
+    ``.safetensors`` is read as such, and never unpickled. content: the file's, where it was read already.
     Raises FileNotFoundError, MemoryError or torch.OutOfMemoryError, and ValueError for any other failure.
     """
     try:
         if str(file).lower().endswith(".safetensors"):
-            return load_file(file)
+            return load_file(file) if content is None else load_bytes(content)
         with torch.serialization.safe_globals([(Ignored, name) for name in IGNORED]):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file if content is None else io.BytesIO(content), map_location="cpu", weights_only=True)
     except (FileNotFoundError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever torch makes of a file that is damaged, hostile or something else
