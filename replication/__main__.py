@@ -71,8 +71,11 @@ def train():
         sys.exit(130)
     if record.diverged is not None:
         print(f"{record.folder}: diverged")
-    elif record.summary["test_error"] is None:
-        print(f"{record.folder}: mAP@.5 {record.summary['map_voc07']:.2f} % by VOC's 11 points")
+    elif run.detects:
+        coco = run.dataset.startswith("coco")
+        name, words = ("map_50_95", "mAP@[.5, .95]") if coco else ("map_voc07", "mAP@.5 by VOC's 11 points")
+        value = record.summary[name]
+        print(f"{record.folder}: {words} {'not measured' if value is None else f'{value:.2f} %'}")
     else:
         print(f"{record.folder}: test error {record.summary['test_error']:.2f} %")
 

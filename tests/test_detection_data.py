@@ -24,6 +24,9 @@ def thing(name, *box, difficult=None):
     return OBJECT.format(name=name, box=corners(*box), more=more)
 
 
+CAT = thing("cat", 1, 1, 5, 5)
+
+
 def write_voc(folder, scenes, year=2007):
     """``scenes``: {image set: {name: objects in XML}}; every image is 40x30, its red channel its place."""
     place = folder / "VOCdevkit" / f"VOC{year}"
@@ -72,10 +75,24 @@ def test_vocs_corners_are_pixels_counted_from_one_and_both_inside(tmp_path):
 
 
 def test_training_images_without_anything_to_learn_are_left_out(tmp_path):
-    scenes = {"trainval": {"a": "", "b": thing("cat", 1, 1, 5, 5, difficult=1), "c": thing("cat", 1, 1, 5, 5)}}
-    write_voc(tmp_path / "voc-pets", scenes | {"test": {"d": ""}})
+    scenes = {"trainval": {"a": "", "b": thing("cat", 1, 1, 5, 5, difficult=1), "c": CAT}}
+    write_voc(tmp_path / "voc-pets", scenes | {"test": {"d": CAT}})
     loaded = data.load("voc-pets", tmp_path)
     assert [path.split("/")[-1] for path in loaded.train.paths] == ["c.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ({"difficult": 1}, {}, "no training image in .* has an object to learn"),
+        ({}, {"difficult": 1}, "no test image in .* has an object that counts"),
+    ],
+)
+def test_parts_without_anything_to_learn_or_to_find_are_refused(train, test, message, tmp_path):
+    scenes = {"trainval": {"a": thing("cat", 1, 1, 5, 5, **train)}, "test": {"b": thing("cat", 1, 1, 5, 5, **test)}}
+    write_voc(tmp_path / "voc-pets", scenes | {"test": scenes["test"] | {"c": ""}})
+    with pytest.raises(ValueError, match=f"^dataset 'voc-pets': {message}"):
+        data.load("voc-pets", tmp_path)
 
 
 def test_voc_has_both_years_and_twenty_classes(tmp_path):
@@ -110,20 +127,20 @@ def test_coco_has_crowds_boxes_without_a_side_and_numbers_of_classes_with_gaps(t
     ("things", "message"),
     [
         (thing("cat", 9, 1, 5, 5), r"a\.xml, object 1: box 9, 1 to 5, 5: the first corner must be the upper left"),
-        (thing("cat", 1, 1, 5, 5) + thing("cat", 0, 1, 5, 5), r"a\.xml, object 2: box 0, 1 to 5, 5"),
+        (CAT + thing("cat", 0, 1, 5, 5), r"a\.xml, object 2: box 0, 1 to 5, 5"),
         (thing("cat", 1, 1, "x", 5), r"a\.xml, object 1: could not convert string to float: 'x'"),
         ("<object><name>cat</name></object>", r"a\.xml, object 1: 'bndbox' is missing"),
         ("<object>", r"a\.xml is no annotation \(mismatched tag"),
     ],
 )
 def test_bad_annotations_of_voc_are_named_with_their_object(things, message, tmp_path):
-    write_voc(tmp_path / "voc-pets", {"trainval": {"a": things, "b": thing("cat", 1, 1, 5, 5)}, "test": {"c": ""}})
+    write_voc(tmp_path / "voc-pets", {"trainval": {"a": things, "b": CAT}, "test": {"c": ""}})
     with pytest.raises(ValueError, match=message):
         data.load("voc-pets", tmp_path)
 
 
 def test_a_class_that_only_test_images_have_is_named(tmp_path):
-    scenes = {"trainval": {"a": thing("cat", 1, 1, 5, 5)}, "test": {"b": thing("cow", 1, 1, 5, 5)}}
+    scenes = {"trainval": {"a": CAT}, "test": {"b": thing("cow", 1, 1, 5, 5)}}
     write_voc(tmp_path / "voc-pets", scenes)
     with pytest.raises(ValueError, match=r"b\.xml, object 1: name 'cow' is none of cat"):
         data.load("voc-pets", tmp_path)
@@ -148,14 +165,14 @@ def test_missing_files_are_named(tmp_path):
         data.load("voc", tmp_path)
     with pytest.raises(ValueError, match=r"annotations must hold one instances_train<year>\.json, and has 0"):
         data.load("coco", tmp_path)
-    place = write_voc(tmp_path / "voc-pets", {"trainval": {"a": thing("cat", 1, 1, 5, 5)}, "test": {"b": ""}})
+    place = write_voc(tmp_path / "voc-pets", {"trainval": {"a": CAT}, "test": {"b": CAT}})
     (place / "JPEGImages" / "b.jpg").unlink()
     with pytest.raises(ValueError, match=r"JPEGImages/b\.jpg is missing: get it again"):
         data.load("voc-pets", tmp_path)
 
 
 def test_an_image_that_cannot_be_read_is_an_error_that_names_it(tmp_path):
-    place = write_voc(tmp_path / "voc-pets", {"trainval": {"a": thing("cat", 1, 1, 5, 5)}, "test": {"b": ""}})
+    place = write_voc(tmp_path / "voc-pets", {"trainval": {"a": CAT}, "test": {"b": CAT}})
     (place / "JPEGImages" / "a.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"a\.jpg cannot be read as an image"):
         data.load("voc-pets", tmp_path).batches(1, seed=0)(0)
@@ -198,7 +215,7 @@ def test_batches_are_the_same_from_any_iteration_and_in_any_shares(tmp_path):
 
 def test_mirrored_images_have_mirrored_boxes(tmp_path):
     """The left half of each image is red, and so is all that its box holds, mirrored or not."""
-    place = write_voc(tmp_path / "voc-pets", {"trainval": {"a": thing("cat", 1, 1, 20, 30)}, "test": {"b": ""}})
+    place = write_voc(tmp_path / "voc-pets", {"trainval": {"a": thing("cat", 1, 1, 20, 30)}, "test": {"b": CAT}})
     image = Image.new("RGB", (40, 30))
     image.paste((255, 0, 0), (0, 0, 20, 30))
     image.save(place / "JPEGImages" / "a.jpg", format="PNG")

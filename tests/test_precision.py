@@ -137,3 +137,9 @@ def test_by_cocos_rules_a_looser_box_is_worth_less():
 def test_overlaps_of_boxes_without_an_area_are_zero():
     point = np.zeros((1, 4))
     assert precision.overlaps(point, point).tolist() == [[0]]
+
+
+def test_without_an_object_that_counts_there_is_no_precision():
+    there = [objects((A, 0, True)), objects()]
+    detected = [found((A, 0, 0.9)), found((B, 0, 0.8))]
+    assert precision.summary(detected, there, CLASSES) == dict.fromkeys(("map_voc07", "map_voc", "map_50", "map_50_95"))

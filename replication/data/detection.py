@@ -147,7 +147,8 @@ def load(name, root):
     "voc" is in ``<root>/VOCdevkit/{VOC2007,VOC2012}``, "voc-<name>" in ``<root>/voc-<name>/VOCdevkit/VOC2007``, whose
     classes are those of its training images; "coco" and "coco-<name>" are in ``<root>/<name>``, with
     ``annotations/instances_{train,val}<year>.json`` and images in ``{train,val}<year>/``.
-    Raises ValueError naming what is missing, or files and objects in them that are wrong.
+    Raises ValueError naming what is missing, or files and objects in them that are wrong; and for a part without
+    objects that train or count.
     """
     folder = place(name, root)
     if name == "voc-smoke" and not folder.is_dir():
@@ -166,6 +167,13 @@ def load(name, root):
             for column in each:
                 digest.update(np.ascontiguousarray(column))
     refuse(folder, faults)
+    if not parts["train"]:
+        raise ValueError(f"dataset {name!r}: no training image in {folder} has an object to learn, add some")
+    if all(each.ignored.all() for _, each in parts["test"]):
+        raise ValueError(
+            f"dataset {name!r}: no test image in {folder} has an object that counts, neither difficult nor a crowd: "
+            "add some, there is no precision without"
+        )
     return DetectionSet(name, folder, classes, _scenes(parts["train"]), _scenes(parts["test"]), digest.hexdigest())
 
 

@@ -83,7 +83,10 @@ def has_coco():
 
 
 def coco(detections, objects, classes):
-    """mAP@.5 and mAP@[.5, .95] in percent, by COCO's own pycocotools; ignored objects are its crowds."""
+    """mAP@.5 and mAP@[.5, .95] in percent, by COCO's own pycocotools; ignored objects are its crowds.
+
+    Both are None where no object counts.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -97,6 +100,8 @@ def coco(detections, objects, classes):
             truth.dataset["annotations"].append({"id": number, "bbox": _sides(box)} | values)
         for box, label, score in zip(*found, strict=True):
             rows.append([image, *_sides(box), float(score), int(label) + 1])
+    if all(there.ignored.all() for there in objects):
+        return None, None
     if not rows:
         return 0.0, 0.0
     with contextlib.redirect_stdout(io.StringIO()):
