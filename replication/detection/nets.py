@@ -191,9 +191,9 @@ class _Counted(nn.Module):
 
 
 def multiply_adds(name):
-    """Multiply-adds of a detector for an image of ``TYPICAL`` sides with its ``regions``."""
-    scale = 4 if name.quarter else 1
-    height = SIDES[0] // scale // STRIDE * STRIDE
+    """Multiply-adds of a detector for an image of ``TYPICAL`` sides, padded as in training, with its ``regions``."""
+    shorter = SIDES[0] // (4 if name.quarter else 1)
+    sides = shorter, shorter * TYPICAL[0] // TYPICAL[1]
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         net = detector(name, 20)
-    return measure.multiply_adds(_Counted(net, regions(name)), (height, height * TYPICAL[0] // TYPICAL[1]))
+    return measure.multiply_adds(_Counted(net, regions(name)), [-(-side // STRIDE) * STRIDE for side in sides])
