@@ -127,7 +127,9 @@ def test_coco_has_crowds_boxes_without_a_side_and_numbers_of_classes_with_gaps(t
     ("things", "message"),
     [
         (thing("cat", 9, 1, 5, 5), r"a\.xml, object 1: box 9, 1 to 5, 5: the first corner must be the upper left"),
-        (CAT + thing("cat", 0, 1, 5, 5), r"a\.xml, object 2: box 0, 1 to 5, 5"),
+        (CAT + thing("cat", 0, 1, 5, 5), r"a\.xml, object 2: box 0, 1 to 5, 5: corners are counted from 1"),
+        (CAT + thing("cat", 1, 1, 41, 30), r"a\.xml, object 2: left 0, top 0, right 41, .* the image of 40x30 pixels"),
+        (CAT + thing("cat", 30, 2, 39, 31), r"a\.xml, object 2: .* bottom 31, from 0, is not within the image"),
         (thing("cat", 1, 1, "x", 5), r"a\.xml, object 1: could not convert string to float: 'x'"),
         ("<object><name>cat</name></object>", r"a\.xml, object 1: 'bndbox' is missing"),
         ("<object>", r"a\.xml is no annotation \(mismatched tag"),
@@ -150,6 +152,8 @@ def test_a_class_that_only_test_images_have_is_named(tmp_path):
     ("changed", "message"),
     [
         ({"bbox": [1, 2, -3, 4]}, r"instances_train2014\.json, annotation 5 of 1\.jpg: bbox .* must be 0 or more"),
+        ({"bbox": [1, 2, 40.5, 4]}, r"annotation 5 of 1\.jpg: left 1, top 2, right 41\.5, bottom 6, from 0, is not"),
+        ({"bbox": [1, -1.5, 3, 4]}, r"annotation 5 of 1\.jpg: left 1, top -1\.5, .* the image of 40x30 pixels"),
         ({"bbox": [1, 2]}, r"annotation 5 of 1\.jpg: not enough values"),
         ({"category_id": 4}, r"annotation 5 of 1\.jpg: 4 is missing"),
     ],
@@ -158,6 +162,11 @@ def test_bad_annotations_of_coco_are_named_with_their_number(changed, message, t
     write_coco(tmp_path / "coco-pets", [annotation(1, 7, [1, 2, 3, 4]), annotation(5, 7, [1, 2, 3, 4]) | changed])
     with pytest.raises(ValueError, match=message):
         data.load("coco-pets", tmp_path)
+
+
+def test_a_pixel_beyond_the_edge_is_tolerated_in_coco(tmp_path):
+    write_coco(tmp_path / "coco-pets", [annotation(1, 7, [-0.5, 0, 41.5, 31])])
+    assert data.load("coco-pets", tmp_path).train.labels[0].boxes.tolist() == [[-0.5, 0, 41, 31]]
 
 
 def test_missing_files_are_named(tmp_path):

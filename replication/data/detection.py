@@ -216,10 +216,11 @@ def _load_voc(name, folder):
     for part, scenes in trees.items():
         rows = []
         for path, annotation, listed in scenes:
-            objects = []
+            objects, size = [], _size(folder / path)
             for number, each in enumerate(listed, start=1):
                 try:
                     objects.append(_voc_object(each, classes))
+                    _check_inside(objects[-1][0], size)
                 except (ValueError, LookupError, TypeError, AttributeError) as error:
                     faults.append(f"{os.path.relpath(annotation, folder)}, object {number}: {_reason(error)}")
             rows.append((path, _objects(objects)))
@@ -236,10 +237,31 @@ def _voc_object(values, classes):
     if values["name"] not in classes:
         raise ValueError(f"name {values['name']!r} is none of {', '.join(classes)}")
     left, top, right, bottom = (float(values["bndbox"][name]) for name in ("xmin", "ymin", "xmax", "ymax"))
+    if min(left, top) < 1:
+        raise ValueError(f"box {left:g}, {top:g} to {right:g}, {bottom:g}: corners are counted from 1")
     if not (1 <= left <= right < np.inf and 1 <= top <= bottom < np.inf):
         raise ValueError(f"box {left:g}, {top:g} to {right:g}, {bottom:g}: the first corner must be the upper left")
     box = (left - 1, top - 1, right, bottom)
     return box, classes.index(values["name"]), values.get("difficult") == "1", (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _size(path):
+    """Width and height of an image; of what is missing or cannot be read, which is said elsewhere, no limit."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except READING_ERRORS:
+        return np.inf, np.inf
+
+
+def _check_inside(box, size, tolerance=0):
+    """Raise ValueError for a box that crosses the edges of an image (width, height) by more pixels than tolerated."""
+    left, top, right, bottom = box
+    if min(left, top) < -tolerance or right > size[0] + tolerance or bottom > size[1] + tolerance:
+        raise ValueError(
+            f"left {left:g}, top {top:g}, right {right:g}, bottom {bottom:g}, from 0, is not within the image of "
+            f"{size[0]}x{size[1]} pixels"
+        )
 
 
 def _objects(rows):
@@ -279,18 +301,20 @@ def _load_coco(name, folder):
             faults.append(f"{found[0].name} has other categories than that of the training images")
         classes, labels, rows = names, {number: label for label, number in enumerate(numbers)}, []
         for file, key in images:
-            objects = []
+            path, objects = f"{found[0].stem.removeprefix('instances_')}/{file}", []
+            size = _size(folder / path) if index.imgToAnns[key] else None
             for each in index.imgToAnns[key]:
                 try:
                     left, top, width, height = map(float, each["bbox"])
                     box = (left, top, left + width, top + height)
                     if not np.isfinite(box).all() or width < 0 or height < 0:
                         raise ValueError(f"bbox {each['bbox']}: width and height must be 0 or more")
+                    _check_inside(box, size, tolerance=1)
                     area = float(each.get("area", width * height))
                     objects.append((box, labels[each["category_id"]], bool(each.get("iscrowd", 0)), area))
                 except (ValueError, LookupError, TypeError) as error:
                     faults.append(f"{found[0].name}, annotation {each.get('id')} of {file}: {_reason(error)}")
-            rows.append((f"{found[0].stem.removeprefix('instances_')}/{file}", _objects(objects)))
+            rows.append((path, _objects(objects)))
         loaded[part] = rows
     return classes, loaded, faults
 
