@@ -443,6 +443,21 @@ def test_the_command_line_tells_cocos_precision(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("mAP@[.5, .95] not measured\n")
 
 
+def test_a_test_image_that_cannot_be_decoded_costs_no_iteration(short, tmp_path, monkeypatch):
+    """Its file is damaged behind the header: the same call goes on with the test once its bytes are back."""
+    images, run = data.load("voc-smoke", tmp_path), Run("faster-rcnn-vgg-11-quarter", "voc-smoke")
+    path = images.folder / images.test.paths[-1]
+    content = path.read_bytes()
+    path.write_bytes(content[:300] + bytes(len(content) - 300))
+    with pytest.raises(ValueError, match=f"{path.name} cannot be read as an image"):
+        trainers.train(run, tmp_path / "results", tmp_path)
+    path.write_bytes(content)
+    monkeypatch.setattr(trainers.steps.DetectionStep, "__call__", None)  # no iteration is left
+    record = trainers.train(run, tmp_path / "results", tmp_path)
+    assert record.history["iteration"].tolist() == [1, 2, 3, 4]
+    assert 0 <= record.summary["map_voc07"] <= 100
+
+
 @pytest.mark.long  # a killed one does, too
 def test_an_interrupted_run_ends_as_an_undisturbed_one(drawn, short, tmp_path, monkeypatch):
     run, undisturbed = Run(SMALL, "voc-smoke"), tmp_path / "undisturbed"

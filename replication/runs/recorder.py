@@ -310,6 +310,8 @@ class DetectionRecorder(Recorder):
     def _precisions(self, progress):
         """What is detected on the test images, each process detecting on every n-th of them."""
         test, ranks = self.dataset.test, self.ranks
+        if ranks.rank == 0:
+            self.save_checkpoint()  # an image that cannot be decoded ends the test
         detections = [None] * len(test.labels)
         mine = test.paths[ranks.rank :: ranks.world_size]
         mine = evaluate.detections(self.step.net, self.dataset, mine, self.step.device, self.run.precision, progress)
