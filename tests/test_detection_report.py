@@ -1,10 +1,13 @@
 """Tables 7 and 8, and figures of detectors, from records."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from replication import data, paper, report
+from replication.data import detection
 from replication.report import detections
 from replication.runs import records as kept
 
@@ -129,3 +132,29 @@ def test_figures_show_losses_objects_and_what_was_found(detect, tmp_path):
         (patch,) = found.patches  # of those with a score of 0.5 or more
         assert (patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height()) == (10, 20, 30, 40)
         assert [text.get_text() for text in found.texts] == ["disc 0.90"]
+
+
+def test_every_net_of_a_figure_has_a_colour_of_its_own(detect):
+    names = [f"faster-rcnn-{net}" for net in ("vgg-11", "vgg-13", "vgg-16", "vgg-19", "resnet-18", "resnet-34")]
+    made = []
+    for net in [*names, *(f"{name}-quarter" for name in names)]:
+        record = detect(net)
+        history = record.history.assign(**dict.fromkeys(list(detections.LOSSES)[1:], 0.5))
+        (record.folder / "history.csv").write_text(kept.rows_text(history.to_dict("records")))
+        kept.write_summary(record.folder, record.summary)
+        made.append(kept.finished(record.run, record.folder.parents[1]))
+    figure = detections.losses(made)
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 12
+
+
+def test_pictures_are_of_images_whose_detections_are_kept(detect, tmp_path):
+    """The first 100: objects of others would stand beside detections that no record has."""
+    drawn = data.load("voc-smoke", tmp_path)
+    scene = next(place for place, each in enumerate(drawn.test.labels) if len(each.labels))
+    bare = drawn.test.labels[scene].__class__(*(column[:0] for column in drawn.test.labels[scene]))
+    labels = np.empty(102, dtype=object)
+    labels[:] = [bare] * 99 + [drawn.test.labels[scene]] * 3
+    paths = np.array([drawn.test.paths[scene]] * 102)
+    figure = detections.pictures([detect(SMALL)], replace(drawn, test=detection.Scenes(paths, labels)), 2)
+    count = len(drawn.test.labels[scene].labels)
+    assert [len(axes.patches) for axes in figure.axes] == [count, 0, 0, 0]

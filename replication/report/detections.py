@@ -8,7 +8,7 @@ from replication.paper import TABLE_7, TABLE_8
 from replication.report import tables
 from replication.report.error_curves import STYLE
 from replication.report.tables import caution, group, spread
-from replication.runs.records import CONDITIONS, ended
+from replication.runs.records import CONDITIONS, SHOWN, ended
 
 # By table: ours, by its name in a run's summary, and what the paper prints.
 COLUMNS = {
@@ -67,7 +67,9 @@ def losses(records):
     """The losses of detectors along training, a panel for each: means over the images since the point before."""
     finite, _ = ended(records)
     figure, panels = plt.subplots(1, len(LOSSES), figsize=(4 * len(LOSSES), 3.6), layout="constrained")
-    colours = dict(zip(dict.fromkeys(record.net for record in finite), sns.color_palette("colorblind"), strict=False))
+    nets = list(dict.fromkeys(record.net for record in finite))
+    palette = "colorblind" if len(nets) <= 10 else "husl"  # the first would begin again
+    colours = dict(zip(nets, sns.color_palette(palette, len(nets)), strict=True))
     for axes, (name, words) in zip(panels, LOSSES.items(), strict=True):
         for record in finite:
             axes.plot(record.history["iteration"], record.history[name], color=colours[record.net], linewidth=1.3)
@@ -82,11 +84,13 @@ def losses(records):
 def pictures(records, dataset, count=4):
     """The first test images with objects: what there is, and what the first run of each net detects with confidence.
 
+    They are of the ``SHOWN`` images that records have detections of; where too few have objects, others follow.
     dataset: the ``DetectionSet`` of the records. Dashed boxes are of objects that do not count as missed.
     """
     first = {record.net: record for record in reversed(records)}
     nets = list(dict.fromkeys(record.net for record in records))
-    places = [place for place, objects in enumerate(dataset.test.labels) if len(objects.labels)][:count]
+    labels = dataset.test.labels[:SHOWN]
+    places = sorted(range(len(labels)), key=lambda place: not len(labels[place].labels))[:count]
     colours = dict(zip(dataset.classes, sns.color_palette("husl", len(dataset.classes)), strict=True))
     size = (3.2 * (1 + len(nets)), 3 * len(places))
     figure, panels = plt.subplots(len(places), 1 + len(nets), figsize=size, layout="constrained", squeeze=False)

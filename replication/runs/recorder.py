@@ -18,7 +18,6 @@ from replication.runs.environment import compiles, environment
 RECORDINGS = 100  # rows of a full history
 MEASUREMENTS = 10  # of what passes through the layers, after the one at the start
 CHECKPOINT_SECONDS = 60
-SHOWN = 100  # test images whose detections are in the record, to look at
 SIDES = ("left", "top", "right", "bottom")
 
 
@@ -320,7 +319,7 @@ class DetectionRecorder(Recorder):
         rows = [
             {"image": path, "label": self.dataset.classes[label], "score": float(score)}
             | dict(zip(SIDES, map(float, box), strict=True))
-            for path, found in zip(test.paths[:SHOWN], detections, strict=False)
+            for path, found in zip(test.paths[: records.SHOWN], detections, strict=False)
             for box, label, score in zip(*found, strict=True)
         ]
         self._write("detections.csv", records.rows_text(rows, ("image", "label", "score", *SIDES), digits=6))

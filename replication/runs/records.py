@@ -26,6 +26,7 @@ PUBLISHED = files.SOURCE / "results" / "published" if (files.SOURCE / "results" 
 NEEDED = ("run.json", "environment.json", "history.csv", "summary.json")
 SUMS = "SHA256SUMS"  # checksums of a record's files, as ``sha256sum --check`` reads them
 WEIGHTS = "weights.safetensors"  # of a published record, as ``hub.publish`` writes them
+SHOWN = 100  # test images whose detections are in the record of a detector, to look at
 # What must be equal for errors to be comparable; the images themselves by their fingerprint.
 CONDITIONS = ("dataset", "fingerprint", "recipe", "iterations", "precision", "holdout", "bn_batch", "weights")
 COLUMNS = ("iteration", "lr", "train_error", "train_loss", "test_error", "test_loss", "seconds")
