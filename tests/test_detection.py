@@ -255,6 +255,7 @@ def test_a_name_has_one_spelling():
         ("faster-rcnn-resnet-152", "coco", {"recipe": "cifar"}, "its warm-up watches an error that detectors do not"),
         ("resnet-20", "digits", {"weights": {"path": "x"}}, "starts from its seed, give them to detectors"),
         (SMALL, "voc", {"weights": {"path": "/nowhere", "inputs": "torchvision"}}, "there is no such file"),
+        (SMALL, "voc", {"weights": {"path": "x", "digest": "x"}}, "option 'digest': choose path, inputs, stride_on"),
         (SMALL, "voc", {"weights": {"file": "x"}}, "option 'file': choose path, inputs, stride_on"),
     ],
 )

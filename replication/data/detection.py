@@ -72,11 +72,6 @@ class DetectionSet:
     fingerprint: str  # SHA-256 over classes, names and sizes of all files, and objects
     size = (600, 800)  # typical height and width, as detectors resize them
 
-    @property
-    def is_coco(self):
-        """Whether its layout and its rules are COCO's; else they are VOC's."""
-        return self.name.startswith("coco")
-
     def hold_out(self, count):
         """This data set; raises ValueError for a ``count`` above 0: nothing is held out for detectors."""
         if count:

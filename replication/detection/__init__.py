@@ -105,7 +105,7 @@ class Pretrained:
 
     @classmethod
     def of(cls, options, name):
-        """From what a user gives for a ``DetectorName``, {"path": ..., "inputs": ..., "stride_on": ...}, or ``asdict``.
+        """From what a user gives for a ``DetectorName``, {"path": ..., "inputs": ..., "stride_on": ...}.
 
         inputs: "torchvision"; "ours" for weights that ``hub.publish`` wrote, which hold the mean of their images; or
         {"mean": [r, g, b], "std": [r, g, b]}. All are required that apply: weights load either way, but give garbage
@@ -117,8 +117,6 @@ class Pretrained:
         if not isinstance(options, dict):
             raise TypeError(f"weights {options!r}: give a dict such as {{'path': 'file.pth', 'inputs': 'torchvision'}}")
         try:
-            if "digest" in options:
-                return cls(**options | {part: tuple(options[part]) for part in ("mean", "std")})
             for option in options:
                 choice("option", option, ("path", "inputs", "stride_on"))
             path = files.expanded("path", options.get("path"))
@@ -132,6 +130,11 @@ class Pretrained:
             return cls(path, files.digest(Path(path).read_bytes()), *_inputs(options.get("inputs"), path), stride_on)
         except (TypeError, ValueError) as error:
             raise type(error)(f"weights of {name}: {error}") from error
+
+    @classmethod
+    def from_dict(cls, values):
+        """The weights of a ``run.json``, where they are what ``asdict`` gives."""
+        return cls(**values | {part: tuple(values[part]) for part in ("mean", "std")})
 
     @property
     def name(self):

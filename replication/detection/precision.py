@@ -67,14 +67,19 @@ def average_precision(recall, precision, points=None):
     return float(np.append(best, 0)[places].mean())
 
 
+def curves(detections, objects, classes, overlap=0.5):
+    """``recall_and_precision`` of each class, {class: curve}; classes without objects that count are left out."""
+    return {
+        name: recall_and_precision(detections, objects, label, overlap)
+        for label, name in enumerate(classes)
+        if any((~each.ignored & (each.labels == label)).any() for each in objects)
+    }
+
+
 def voc(detections, objects, classes, points=POINTS, overlap=0.5):
     """Average precision of each class in percent, {class: AP}, by VOC's rules; classes without objects are left out."""
-    precisions = {}
-    for label, name in enumerate(classes):
-        if any((~each.ignored & (each.labels == label)).any() for each in objects):
-            curve = recall_and_precision(detections, objects, label, overlap)
-            precisions[name] = 100 * average_precision(*curve, points)
-    return precisions
+    found = curves(detections, objects, classes, overlap)
+    return {name: 100 * average_precision(*curve, points) for name, curve in found.items()}
 
 
 def has_coco():
@@ -125,9 +130,9 @@ def summary(detections, objects, classes):
     ``map_voc07``: mean of the 11-point APs; ``map_voc``: of the areas; ``map_50`` and ``map_50_95``: COCO's, None where
     pycocotools is missing.
     """
-    means = {}
+    means, found = {}, curves(detections, objects, classes).values()
     for name, points in (("map_voc07", POINTS), ("map_voc", None)):
-        precisions = voc(detections, objects, classes, points).values()
-        means[name] = float(np.mean(list(precisions))) if precisions else None
+        precisions = [100 * average_precision(*curve, points) for curve in found]
+        means[name] = float(np.mean(precisions)) if precisions else None
     theirs = coco(detections, objects, classes) if has_coco() else (None, None)
     return means | dict(zip(("map_50", "map_50_95"), theirs, strict=True))

@@ -173,6 +173,8 @@ class Run:
         values = {name: values[spelled] for name, spelled in names.items() if spelled in values}
         if isinstance(values.get("recipe"), dict):
             values["recipe"] = Recipe.from_dict(values["recipe"])
+        if isinstance(values.get("weights"), dict):
+            values["weights"] = Pretrained.from_dict(values["weights"])
         return cls(**values)
 
     def to_dict(self):
