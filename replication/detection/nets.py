@@ -126,7 +126,7 @@ def detector(name, classes, pretrained=None, inputs=TORCHVISION):
         image_mean=inputs[0],
         image_std=inputs[1],
         size_divisible=STRIDE,
-        # Of [32] and Fast R-CNN, where torchvision's differ.
+        # Of [32] and Fast R-CNN; other details are torchvision's, docs/deviations.md lists those that differ.
         rpn_pre_nms_top_n_train=12_000 // scale**2,
         rpn_pre_nms_top_n_test=6_000 // scale**2,
         rpn_post_nms_top_n_test=PROPOSALS // scale,
