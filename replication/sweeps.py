@@ -17,7 +17,6 @@ from replication.engine.files import DamagedError
 from replication.engine.machine import cores
 from replication.engine.progress import in_words, progress_bar
 from replication.engine.workers import WorkerDiedError, WorkerError, Workers
-from replication.pretrained import check_detectors
 from replication.runs import Run, records
 from replication.runs.environment import (
     check_devices,
@@ -165,7 +164,7 @@ def _load(runs, data):
         loaded[name].hold_out(count).unreadable()
     for run in runs:
         check_net(run, loaded[run.dataset].size, len(loaded[run.dataset].classes))
-    check_detectors(runs)
+    trainers.check_detectors(runs)
     return loaded
 
 

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 
 from replication import data as datasets
-from replication import pretrained
 from replication.engine import checkpoint, files, machine, steps
 from replication.engine.distributed import Ranks, launch, members
 from replication.engine.progress import progress_bar
+from replication.pretrained import check_detectors, load_detector
 from replication.runs import records
 from replication.runs.environment import (
     check_devices,
@@ -84,7 +84,7 @@ def new_step(run, classes, ranks=Ranks()):  # noqa: B008 (a tuple)
     """The ``Step`` that trains a run's net, which has its initial weights; call its ``begin`` before the first step."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        net = run.name.build(classes) if run.weights is None else pretrained.load_detector(run, classes)
+        net = run.name.build(classes) if run.weights is None else load_detector(run, classes)
     kind = steps.DetectionStep if run.detects else steps.Step
     return kind(net, run.settings, run.precision, ranks)
 
@@ -170,7 +170,7 @@ def _load(run, data, progress=False):
     first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
     dataset = datasets.load(run.dataset, data, progress=progress and first_here)
     check_net(run, dataset.size, len(dataset.classes))
-    pretrained.check_detectors([run])
+    check_detectors([run])
     if first_here:  # this reads all photographs, for their mean: one process per machine does, the others wait
         dataset.hold_out(run.holdout).unreadable()
     return dataset
