@@ -73,9 +73,9 @@ def train():
         print(f"{record.folder}: diverged")
     elif run.detects:
         coco = run.dataset.startswith("coco")
-        name, words = ("map_50_95", "mAP@[.5, .95]") if coco else ("map_voc07", "mAP@.5 by VOC's 11 points")
+        name, words = ("map_50_95", "mAP@[.5, .95] {}") if coco else ("map_voc07", "mAP@.5 {} by VOC's 11 points")
         value = record.summary[name]
-        print(f"{record.folder}: {words} {'not measured' if value is None else f'{value:.2f} %'}")
+        print(f"{record.folder}: {words.format('not measured' if value is None else f'{value:.2f} %')}")
     else:
         print(f"{record.folder}: test error {record.summary['test_error']:.2f} %")
 

@@ -427,7 +427,7 @@ def test_the_command_line_takes_weights_and_tells_the_precision(weights, drawn, 
     main()
     run = Run(command[0], "voc-smoke", schedule=0.001, weights=weights)
     precision = finished(run, tmp_path).summary["map_voc07"]
-    assert capsys.readouterr().out.endswith(f"{run.id}: mAP@.5 by VOC's 11 points {precision:.2f} %\n")
+    assert capsys.readouterr().out.endswith(f"{run.id}: mAP@.5 {precision:.2f} % by VOC's 11 points\n")
 
 
 def test_the_command_line_tells_cocos_precision(tmp_path, monkeypatch, capsys):

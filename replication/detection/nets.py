@@ -170,7 +170,7 @@ def measure_statistics(net, images):
     hooks = [norm.register_forward_pre_hook(measured) for norm in norms]
     images = [net.transform.normalize(image.to(norms[0].weight.device)) for image in images]
     images = [net.transform.resize(image)[0] for image in images]
-    size = [min(image.shape[side] for image in images) // STRIDE * STRIDE for side in (1, 2)]
+    size = [max(1, min(image.shape[side] for image in images) // STRIDE) * STRIDE for side in (1, 2)]
     net.roi_heads.box_head(net.backbone(torch.stack([center_crop(image, size) for image in images])))
     for hook in hooks:
         hook.remove()
