@@ -6,13 +6,18 @@ torch.hub.load("<this repository>", "resnet_56", dataset="cifar10", seed=0); doc
 dependencies = ["torch", "numpy", "pandas", "PIL", "safetensors", "filelock", "tqdm"]
 
 
-def _entry(net):
+def net(name, dataset="digits", seed=0):
+    """Any net with weights by its name, such as "resnet-20"; the error for another name lists those with weights."""
+    from replication import load_net  # not before torch.hub has looked for the dependencies
+
+    return load_net(name, dataset, seed)
+
+
+def _entry(name):
     def load(dataset="digits", seed=0):
-        from replication import load_net  # not before torch.hub has looked for the dependencies
+        return net(name, dataset, seed)
 
-        return load_net(net, dataset, seed)
-
-    load.__doc__ = f"{net} trained on a data set from a seed, for uint8 (N, H, W, 3) in RGB: see docs/nets.md."
+    load.__doc__ = f"{name} trained on a data set from a seed, for uint8 (N, H, W, 3) in RGB: see docs/nets.md."
     return load
 
 

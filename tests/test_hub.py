@@ -401,10 +401,12 @@ from pathlib import Path
 repo = {str(ROOT)!r}
 net = torch.hub.load(repo, "resnet_20", source="local", dataset="digits", seed=0)
 print(net(torch.zeros(2, 8, 8, 3, dtype=torch.uint8)).shape, net.record.run.id, len(net.classes))
-try:
-    torch.hub.load(repo, "resnet_1202", source="local")
-except ValueError as error:
-    print(error)
+print(torch.hub.load(repo, "net", "plain-20", source="local").record.run.id)
+for arguments in (["resnet_1202"], ["net", "resnet-21"]):
+    try:
+        torch.hub.load(repo, *arguments, source="local")
+    except ValueError as error:
+        print(error)
 ours = [module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "replication"]
 used = set()
 for path in ours:
@@ -421,10 +423,12 @@ print(used - set(sys.stdlib_module_names) - {{"replication"}} == set(hubconf.dep
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    first, refused, listed, described, complete = done.stdout.splitlines()
+    first, other, refused, unknown, listed, described, complete = done.stdout.splitlines()
     assert first == "torch.Size([2, 10]) resnet-20__digits__seed-0 10"
     names = [f"plain_{depth}" for depth in (20, 32, 44, 56)]
-    assert listed == str(sorted([*names, *(f"resnet_{depth}" for depth in (20, 32, 44, 56, 110, 1202))]))
+    assert other == "plain-20__digits__seed-0"
+    assert unknown.startswith("net 'resnet-21': no weights are published, choose plain-20")
+    assert listed == str(sorted(["net", *names, *(f"resnet_{depth}" for depth in (20, 32, 44, 56, 110, 1202))]))
     assert described.startswith("plain-56 trained on a data set")
     assert refused.startswith("net 'resnet-1202': no weights are published, choose plain-20")
     assert complete == "True"
