@@ -45,6 +45,21 @@ def alike(records, dataset, recipe=None):
     raise ValueError(f"dataset {dataset!r}, recipe {recipe!r}: there are no finished runs, choose {'; '.join(known)}")
 
 
+def by_net(records, needed=()):
+    """The first run of each net, by its name.
+
+    Raises ValueError where one of the ``needed`` nets has none, naming those that have.
+    """
+    runs = {record.net: record for record in reversed(records)}
+    for net in needed:
+        if net not in runs:
+            raise ValueError(
+                f"net {net!r}: there is no finished run of it on {records[0].run.dataset!r}, recipe "
+                f"{records[0].run.recipe!r}; there are some of {', '.join(sorted(runs))}"
+            )
+    return runs
+
+
 def depth_dial(records, first):
     """Kind, and sliders for depth, seed and progress, with the figure of ``run_until`` below: an ipywidgets box.
 

@@ -134,6 +134,14 @@ def test_runs_under_one_set_of_conditions_are_chosen(make):
         explore.alike(every, "cifar10")
 
 
+def test_of_each_net_the_first_run_is_shown_and_a_missing_one_is_named(make):
+    runs = [make(1, 2, net=net, seed=seed) for net, seed in (("plain-20", 0), ("plain-20", 1), ("resnet-20", 1))]
+    assert explore.by_net(runs, ["resnet-20"]) == {"plain-20": runs[0], "resnet-20": runs[2]}
+    message = "net 'plain-56': there is no finished run of it on 'digits', recipe 'digits'; there are some of plain-20"
+    with pytest.raises(ValueError, match=message):
+        explore.by_net(runs, ["plain-20", "plain-56"])
+
+
 def test_the_exercise_with_a_net_of_ones_own_runs_as_it_stands(tmp_path, monkeypatch):
     """With the net of the docs, but for fewer iterations and seeds."""
     cells = nbformat.read(ROOT / "notebooks" / "10_explore.ipynb", 4).cells

@@ -78,7 +78,11 @@ def test_a_run_is_frozen_and_survives_json():
         ({"net": 20}, TypeError, "net 20: give a name"),
         ({"dataset": "../x"}, ValueError, "dataset '../x': choose digits, cifar10, cifar100"),
         ({"dataset": None}, TypeError, "dataset None"),
-        ({"recipe": "cifer"}, ValueError, "choose cifar, imagenet, note, digits, quick, smoke, .* .did you mean 'cifar'"),
+        (
+            {"recipe": "cifer"},
+            ValueError,
+            "choose cifar, imagenet, note, digits, quick, .* .did you mean 'cifar'",
+        ),
         ({"recipe": 1}, ValueError, "recipe 1: choose"),
         ({"warmup": 0}, TypeError, "warmup 0: choose True or False"),
         ({"seed": -1}, ValueError, "seed -1"),
