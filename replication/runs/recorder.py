@@ -92,7 +92,7 @@ class Recorder:
         )
         state = State()
         if stored is not None:
-            if (stored["environment"]["device"] == "cpu") == (str(self.step.device) == "cpu"):
+            if (stored["environment"]["device"] != "cpu") == self.step.on_gpu:
                 torch.set_num_threads(stored["threads"])  # those of a machine with a GPU compute nothing
             self.compiled = stored["compiled"] and self.ranks.world_size == 1 and machine.can_compile()
             self.step.load_state_dict(stored)
@@ -109,13 +109,13 @@ class Recorder:
         state, now = self.state, environment(self.step.device, self.ranks.world_size, self.compiled)
         state.environment = begun = state.environment or now
         names = ("torch", "device", "processor", "processes", "compiled")
-        changed = [f"{name} {begun[name]}" for name in names if begun[name] != now[name]]
+        differed = {name: begun[name] for name in now if begun[name] != now[name]}
+        changed = [f"{name} {differed[name]}" for name in names if name in differed]
         if changed:  # the result is the same up to its last digits
             self._note(
                 f"started with {', '.join(changed)}, resumed after {state.iteration:,} iterations with others", state
             )
         self._write("run.json", records.run_text(self.run, self.fingerprint))
-        differed = {name: begun[name] for name in now if begun[name] != now[name]}
         self._write("environment.json", records.json_text(now | ({"begun": differed} if differed else {})))
         self._list_unreadable()
         self.started = self.saved = time.perf_counter()
