@@ -115,7 +115,7 @@ def test_mixed_schedules_are_judged_separately(make_all):
 
 
 def test_other_data_are_judged_separately(make_all):
-    records = make_all(GOOD) + make_all(GOOD, dataset="cifar10-jpeg") + make_all(GOOD, recipe="note")
+    records = make_all(GOOD) + make_all(GOOD, dataset="cifar10-small") + make_all(GOOD, recipe="note")
     row = judged(records, 1)
     assert row["as_paper"].tolist() == [True, False, False]
     assert row["conditions"].nunique() == row["place"].nunique() == 3

@@ -336,7 +336,7 @@ def test_altered_weights_are_not_loaded_and_do_not_harm_the_record(trained, else
 
 
 RUNS = [
-    Run("resnet-20-B", "cifar10-jpeg", schedule=0.005333, precision="bfloat16", seed=2),
+    Run("resnet-20-B", "cifar10-small", schedule=0.005333, precision="bfloat16", seed=2),
     Run("resnet-110", "cifar10", warmup=False, holdout=5000),
     Run("plain-20", "cifar100", recipe="note", bn_batch=50),
     Run("resnet-50", "imagenet-mine", bn_batch=16),

@@ -82,6 +82,13 @@ def test_data_sets_and_recipes_that_occur_are_explained(records, make, tmp_path)
     assert "run.json" in told[f"- Recipe `{own.name}`"]
 
 
+def test_figures_of_records_that_are_gone_go_too(records, tmp_path):
+    folder = tmp_path / "7_scorecard"
+    assert list(page.figures(records, folder).values()) == ["errors_1", "errors_2"]
+    assert list(page.figures(records[:6], folder).values()) == ["errors_1"]
+    assert sorted(path.name for path in folder.iterdir()) == ["errors_1.png", "errors_1.svg"]
+
+
 def test_a_page_of_nothing_says_so(tmp_path):
     page.save(report.scorecard([]), [], tmp_path, page.figures([], tmp_path))
     shown = Page((tmp_path / "index.html").read_text())
@@ -102,7 +109,7 @@ def test_the_scorecard_for_machines_says_the_same(records, tmp_path):
 
 
 def test_distances_are_to_runs_under_the_papers_conditions_alone(records, make):
-    table = page.distances([*records, make(1, 7, net="resnet-56", dataset="cifar10-jpeg")]).set_index("net")
+    table = page.distances([*records, make(1, 7, net="resnet-56", dataset="cifar10-small")]).set_index("net")
     assert table.loc["resnet-20", "ours_values"] == "8.50, 8.60"
     assert table.loc["resnet-20", ["paper", "ours", "distance", "n"]].tolist() == pytest.approx([8.75, 8.55, -0.2, 2])
     assert table["n"].sum() == 2

@@ -67,7 +67,7 @@ def test_only_the_papers_own_conditions_are_comparable(make):
     alike = make(8, 9, net="resnet-20", dataset="cifar10")
     others = [
         make(8, 9, net="resnet-20", dataset="cifar10", schedule=0.5),
-        make(8, 9, net="resnet-20", dataset="cifar10-jpeg"),
+        make(8, 9, net="resnet-20", dataset="cifar10-small"),
         make(8, 9, net="resnet-20", dataset="cifar10", recipe="note"),
         make(8, 9, net="resnet-20", dataset="cifar10", holdout=5000),
     ]
@@ -81,7 +81,8 @@ def test_only_the_papers_own_conditions_are_comparable(make):
 
 
 def test_nets_that_were_not_run_show_as_such(make):
-    table = report.errors([make(8, 9, net="resnet-20")], nets=paper.TABLE_6.errors)
+    records = [make(5, 7, net="resnet-56"), make(8, 9, net="resnet-20")]
+    table = report.errors(records, nets=paper.TABLE_6.errors)
     text = report.readable(table).set_index("net")
     assert list(text.index) == [f"ResNet-{depth}" for depth in (20, 32, 44, 56, 110, 1202)]
     assert text.loc["ResNet-1202", "ours: test error %"] == "not run"
@@ -550,7 +551,7 @@ def test_yardsticks_stand_beside_ours_and_are_never_ours(make):
     ]
     records.append(make(1, 7.7, net="resnet-20", dataset="cifar10", seed=2, bn_batch=64))
     others = [
-        {"dataset": "cifar10-jpeg"},
+        {"dataset": "cifar10-small"},
         {"dataset": "cifar10", "schedule": 0.5},
         {"dataset": "cifar10", "holdout": 5000},
     ]
@@ -587,7 +588,7 @@ def test_yardsticks_are_complete_and_plausible():
 
 def test_errors_against_depth_show_ones_own_runs_under_the_papers_conditions(make):
     records = [make(1, error, net="resnet-20", dataset="cifar10", seed=seed) for seed, error in enumerate((8.3, 8.5))]
-    records += [make(1, 6.7, net="resnet-110", dataset="cifar10"), make(1, 9, net="resnet-56", dataset="cifar10-jpeg")]
+    records += [make(1, 6.7, net="resnet-110", dataset="cifar10"), make(1, 9, net="resnet-56", dataset="cifar10-small")]
     figure = report.figure_depths(records)
     (axes,) = figure.axes
     own = [line for line in axes.lines if line.get_markersize() == 9 and len(line.get_xdata())]

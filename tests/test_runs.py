@@ -20,8 +20,8 @@ def test_a_run_takes_its_data_sets_own_recipe():
         (Run("plain-20"), "plain-20__digits__seed-0"),
         (Run("resnet-20-A", recipe="digits", schedule=1), "resnet-20__digits__seed-0"),
         (
-            Run("resnet-56-B", "cifar10-jpeg", "note", seed=3, schedule=0.03, precision="bfloat16", holdout=5000),
-            "resnet-56-B__cifar10-jpeg__recipe-note__schedule-0.03__precision-bfloat16__holdout-5000__seed-3",
+            Run("resnet-56-B", "cifar10-small", "note", seed=3, schedule=0.03, precision="bfloat16", holdout=5000),
+            "resnet-56-B__cifar10-small__recipe-note__schedule-0.03__precision-bfloat16__holdout-5000__seed-3",
         ),
         (Run("resnet-50-B", "imagenet", bn_batch=32), "resnet-50__imagenet__seed-0"),
         (

@@ -55,6 +55,14 @@ def colour(net):
     return plt.get_cmap(name)(shallowest + shade * (deepest - shallowest))
 
 
+def label_iterations(axes, last):
+    """Label an axis of iterations up to ``last``, in ten thousands from there on, as the paper does."""
+    unit, words = (1e4, "iter. (1e4)") if last >= 1e4 else (1, "iterations")
+    axes.set_xlabel(words)
+    axes.xaxis.set_major_locator(plt.MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(lambda iteration, _: f"{iteration / unit:,g}")
+
+
 @plt.rc_context(STYLE)
 def curves(records, panels, stacked=False):
     """Error curves in the manner of Figs. 1 and 6, one panel for each entry of ``panels``, side by side or stacked.
@@ -75,15 +83,13 @@ def curves(records, panels, stacked=False):
     figure, grid = plt.subplots(rows, columns, figsize=(6.5 * columns, 5 * rows), sharey=True, squeeze=False)
     last = max(histories["iteration"], default=1)
     top = max(_top(histories[histories["net"].isin(nets)]) for nets, _ in panels.values())
-    unit, words = (1e4, "iter. (1e4)") if last >= 1e4 else (1, "iterations")
     for axes, (title, (nets, parts)) in zip(grid.flat, panels.items(), strict=True):
-        axes.set(ylim=(0, top), xlim=(0, last), xlabel=words, ylabel="error (%)")
+        axes.set(ylim=(0, top), xlim=(0, last), ylabel="error (%)")
         axes.set_title(title, pad=14)  # above the triangles
         members = histories[histories["net"].isin(nets)]
         _mark_rates(axes, members)
         _panel(axes, members[members["part"].isin(parts)], nets, singly)
-        axes.xaxis.set_major_locator(plt.MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
-        axes.xaxis.set_major_formatter(lambda iteration, _: f"{iteration / unit:,g}")
+        label_iterations(axes, last)
         axes.yaxis.set_major_locator(plt.MaxNLocator(6, steps=[1, 2, 5, 10]))
     handles = [plt.Line2D([], [], color="0.2", label=part, **STYLES[part]) for part in parts if len(parts) > 1]
     if histories["divided"].any():

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from replication.report.error_curves import STYLE, colour
+from replication.report.error_curves import STYLE, colour, label_iterations
 from replication.report.metrics import gradient_gain, least_variance, mean_residual, mean_response
 from replication.report.tables import conditions_of, group, spelled, spread
 from replication.runs.records import ended
@@ -82,8 +82,8 @@ def gradients(records):
     _at_start_and_end((start, end), layers, "gradient_norm", "norm of the gradient", "3x3 layer")
     _lines(along, {net: (rows.index, rows) for net, rows in gains.items()}, log=True)
     along.axhline(1, color="0.4", linewidth=0.8)
-    along.set(title="along training", xlabel="iterations", ylabel="first five layers / last five layers")
-    along.xaxis.set_major_formatter("{x:,.0f}")
+    along.set(title="along training", ylabel="first five layers / last five layers")
+    label_iterations(along, layers["iteration"].max())
     return _with_legend(figure, records)
 
 
@@ -166,7 +166,7 @@ def _with_legend(figure, records):
     lines = {line.get_label(): line for axes in figure.axes for line in axes.get_legend_handles_labels()[0]}
     figure.suptitle(conditions_of(records), fontsize="small", color="0.35")
     figure.tight_layout(w_pad=2)
-    columns = len(lines) if figure.get_figwidth() > 10 else 3
+    columns = len(lines) if figure.get_figwidth() > 10 else 2 if len(lines) == 4 else 3
     options = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "frameon": False}
     figure.legend(handles=list(lines.values()), ncol=columns, **options)
     plt.close(figure)

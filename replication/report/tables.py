@@ -22,7 +22,6 @@ DATASETS = {
     "digits": "scikit-learn's handwritten digits, 8x8 pixels, installed with the package",
     "cifar10": "the original CIFAR-10, 32x32 pixels, checked by its published checksums",
     "cifar100": "the original CIFAR-100, 32x32 pixels, checked by its published checksums",
-    "cifar10-jpeg": "all images of CIFAR-10 in the official split, but re-encoded as JPEG: not the original",
     "imagenet": "ImageNet's photographs, 1,000 classes",
     "voc": "PASCAL VOC's images with objects: trainval of 2007 and 2012, tested on those of 2007",
     "coco": "MS COCO's images with objects, trained on its train images and tested on its val images",
@@ -70,8 +69,8 @@ def errors(records, nets=(), published=TABLE_6, others=()):
 
     Errors are in percent; ``train_error`` is the mean over the batches of the history's last row, a hundredth of a
     full run, as they were trained on. ``_values`` columns hold the errors of all runs as text. A standard deviation is
-    empty for a single run. ``nets``: names that get a row even without a record. ``others``: rows of their own, as of
-    ``evaluate.errors_of_others``.
+    empty for a single run. ``nets``: names that come first, in this order, and get a row even without a record.
+    ``others``: rows of their own, as of ``evaluate.errors_of_others``.
     ``comparable`` says whether a row was measured under the paper's conditions, ``diverged`` how many of the n runs
     did: these are left out of the means.
     """
@@ -82,6 +81,8 @@ def errors(records, nets=(), published=TABLE_6, others=()):
     runs = [run | {"seconds": None} if run["diverged"] else run for run in runs]
     rows = group(runs, ["net", *CONDITIONS], [*ERRORS, "parameters", "seconds"])
     rows += [{"net": net, "n": 0} for net in nets if net not in {row["net"] for row in rows}]
+    order = {net: place for place, net in enumerate(nets)}
+    rows.sort(key=lambda row: order.get(row["net"], len(order)))
     rows += [dict(other) | {"n": 1} for other in others]
     theirs = {"paper_error": [published.errors.get(row["net"]) for row in rows]}
     return tabulated(rows, "parameters", ERRORS, theirs, published, paper=published.title)
