@@ -24,9 +24,10 @@ on_photographs() {
 
 on_digits() {
   notebook 0_quickstart "{recipe: digits, seeds: [0, 1, 2, 3, 4]}"  # its own recipe is left to who runs it first
-  for name in 2_plain_vs_residual 3_cifar_depths 4_shortcuts 5_layer_responses; do
-    notebook "$name" "{seeds: [0, 1, 2, 3, 4]}" "$name/digits"
-  done
+  notebook 2_plain_vs_residual "{seeds: [0, 1, 2, 3, 4]}" 2_plain_vs_residual/digits
+  notebook 3_cifar_depths "{seeds: [0, 1, 2, 3, 4]}" 3_cifar_depths/digits
+  notebook 4_shortcuts "{seeds: [0, 1, 2, 3, 4]}" 4_shortcuts/digits
+  notebook 5_layer_responses "{seeds: [0, 1, 2, 3, 4]}" 5_layer_responses/digits
   notebook 1_architectures "{}"
 }
 
