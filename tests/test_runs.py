@@ -81,7 +81,7 @@ def test_a_run_is_frozen_and_survives_json():
         (
             {"recipe": "cifer"},
             ValueError,
-            "choose cifar, imagenet, note, digits, quick, .* .did you mean 'cifar'",
+            "choose cifar, imagenet, note, digits, quick, smoke, .* .did you mean 'cifar'",
         ),
         ({"recipe": 1}, ValueError, "recipe 1: choose"),
         ({"warmup": 0}, TypeError, "warmup 0: choose True or False"),

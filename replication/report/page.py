@@ -178,8 +178,9 @@ def figures(records, folder):
 
     Returns {caption: file's name without its ending}.
     """
-    for old in Path(folder).glob("*_[0-9]*.[ps][nv]g"):  # of conditions of which there are no records any more
-        old.unlink()
+    for kind in ("errors", "responses"):  # of conditions of which there are no records any more
+        for old in Path(folder).glob(f"{kind}_[0-9]*.[ps][nv]g"):
+            old.unlink()
     names = {}
     for number, (_, conditions, members) in enumerate(by_conditions(records), start=1):
         if panels := by_kind(members, sorted({record.run.name.depth for record in members})):
