@@ -24,14 +24,14 @@ from replication import Run, RunsFailedError, finished, recipes, run_all, traine
 from replication.engine import checkpoint, files, machine
 from replication.runs import environment, recorder, records
 
-SWEEP = [  # about 4 s on one core, among them a plateau, a warm-up, groups and held out images
-    Run("resnet-8", schedule=0.2, precision="bfloat16", holdout=100),
+SWEEP = [  # about 15 s on one core, among them a plateau, a warm-up, groups and held out images
+    Run("resnet-8", schedule=0.1, precision="bfloat16", holdout=100),
     Run("plain-14", recipe="note", schedule=2e-4),
     Run("resnet-110", schedule=0.03),
-    Run("resnet-14", schedule=0.1, bn_batch=32),
+    Run("resnet-14", schedule=0.05, bn_batch=32),
 ]
 SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(["replication", "sklearn.datasets", "sklearn.model_selection"])
+SPAWN.set_forkserver_preload(["replication", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo"])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -163,7 +163,7 @@ def test_a_run_goes_on_with_any_number_of_readers(photographs, tmp_path):
 
 
 def test_of_two_that_want_the_same_run_one_trains_and_the_other_waits(tmp_path):
-    run, other = Run("resnet-14", schedule=0.2), Run("plain-8", schedule=0.05)
+    run, other = Run("resnet-14", schedule=0.1), Run("plain-8", schedule=0.02)
     outputs = [tmp_path / name for name in ("first", "second", "third")]
     first = start([run], tmp_path / "results", every=60, output=outputs[0])
     while not outputs[0].exists() or not (run.folder(tmp_path / "results") / "environment.json").exists():
