@@ -80,6 +80,19 @@ def test_only_the_papers_own_conditions_are_comparable(make):
     assert not report.errors([alike], published=published)["comparable"].any()
 
 
+def test_only_under_the_papers_conditions_a_distance_to_it_is_shown(make):
+    distance, cifar10 = "ours less the paper's, points", {"dataset": "cifar10"}
+    records = [make(8, 9, net="resnet-20", **cifar10), make(8, 9.5, net="resnet-20", seed=1, **cifar10)]
+    records += [make(8, 6.97, net="resnet-56", **cifar10), make(8, 7, net="resnet-32", **cifar10)]
+    records += [make(8, 9, net="plain-20", **cifar10)]  # of which the paper has no number
+    shown = report.readable(report.errors(records))
+    assert shown[distance].tolist() == ["+0.50", "+0.00", "-0.51", "–"]  # 9.25, 6.97 and 7 less 8.75, 6.97 and 7.51
+    short = make(8, 9, net="resnet-20", schedule=0.5, **cifar10)
+    assert report.readable(report.errors([*records, short]))[distance].tolist()[-1] == "–"
+    assert distance not in report.readable(report.errors([short]))
+    assert distance not in report.readable(report.errors(records, published=paper.TABLE_6.at_depth(20)))
+
+
 def test_nets_that_were_not_run_show_as_such(make):
     records = [make(5, 7, net="resnet-56"), make(8, 9, net="resnet-20")]
     table = report.errors(records, nets=paper.TABLE_6.errors)

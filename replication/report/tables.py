@@ -185,7 +185,10 @@ def described(runs):
 
 
 def readable(table, published=TABLE_6):
-    """A table of ``errors`` or ``tested`` for the eye, ours beside the paper's; with conditions that differ."""
+    """A table of ``errors`` or ``tested`` for the eye, ours beside the paper's; with conditions that differ.
+
+    Runs under the paper's own conditions also have their distance to the paper's test error, the mean's of several.
+    """
     differing = [name for name in CONDITIONS if table[name].nunique() > 1]
     shown = {"net": table["net"].map(spelled)}
     shown |= {name: table[name].map(number) for name in ["parameters", *differing] if name in table}
@@ -199,6 +202,9 @@ def readable(table, published=TABLE_6):
             shown[f"paper: {words} %"] = table[f"paper_{error}"].map(number)
     if "paper_error" in table:
         shown[published.title] = table["paper_error"].map(number)
+        apart = (table["test_error"] - table["paper_error"]).where(table["comparable"]).round(2) + 0.0  # not -0.0
+        if apart.notna().any():
+            shown["ours less the paper's, points"] = apart.map(lambda points: number(points, "+.2f"))
     return pd.DataFrame(shown)
 
 
