@@ -56,7 +56,8 @@ def outputs(path):
     return [output for cell in nbformat.read(path, 4).cells if cell.cell_type == "code" for output in cell.outputs]
 
 
-ONCE = [pytest.param(name, marks=pytest.mark.long) if name == "4_shortcuts" else name for name in TINY]  # it runs below
+BELOW = ("4_shortcuts", "7_scorecard")  # run by tests below, which leave the same files
+ONCE = [pytest.param(name, marks=pytest.mark.long) if name in BELOW else name for name in TINY]
 
 
 @pytest.mark.parametrize("name", ONCE)
