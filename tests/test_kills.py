@@ -24,7 +24,7 @@ from replication import Run, RunsFailedError, finished, recipes, run_all, traine
 from replication.engine import checkpoint, files, machine
 from replication.runs import environment, recorder, records
 
-SWEEP = [  # about 15 s on one core, among them a plateau, a warm-up, groups and held out images
+SWEEP = [  # with a plateau, a warm-up, groups and held out images
     Run("resnet-8", schedule=0.1, precision="bfloat16", holdout=100),
     Run("plain-14", recipe="note", schedule=2e-4),
     Run("resnet-110", schedule=0.03),

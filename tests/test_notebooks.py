@@ -56,8 +56,7 @@ def outputs(path):
     return [output for cell in nbformat.read(path, 4).cells if cell.cell_type == "code" for output in cell.outputs]
 
 
-BELOW = ("4_shortcuts", "7_scorecard")  # run by tests below, which leave the same files
-ONCE = [pytest.param(name, marks=pytest.mark.long) if name in BELOW else name for name in TINY]
+ONCE = [pytest.param(name, marks=pytest.mark.long) if name == "4_shortcuts" else name for name in TINY]  # it runs below
 
 
 @pytest.mark.parametrize("name", ONCE)

@@ -17,7 +17,7 @@ from replication.report import layers
 from replication.report.claims import THEIRS
 from replication.report.comparisons import RULES, VERDICTS
 from replication.report.error_curves import by_kind
-from replication.report.tables import in_markdown, markdown, spelled, spread, what_is
+from replication.report.tables import distance, in_markdown, markdown, signed, spelled, spread, what_is
 from replication.runs import records as run_records
 from replication.runs.records import by_conditions, ended, json_text, read_json
 
@@ -112,7 +112,7 @@ def distances(records):
     Errors are in percent, distances in points; ours are the mean and the standard deviation over n runs.
     """
     table = report.errors(records)
-    table = table.assign(n=table["n"] - table["diverged"], distance=table["test_error"] - table["paper_error"])
+    table = table.assign(n=table["n"] - table["diverged"], distance=distance(table))
     names = {"test_error": "ours", "test_error_std": "ours_std", "test_error_values": "ours_values"}
     table = table[table["comparable"] & (table["n"] > 0)].rename(columns=names)
     nets = pd.DataFrame(TABLE_6.errors.items(), columns=["net", "paper"])
@@ -132,7 +132,7 @@ def sections(card, records, folder):
     """The scorecard in Markdown, by the titles of its sections; links are those from ``folder``."""
     table_6 = distances(records)
     table_6["ours"] = [spread(row, "ours") for row in table_6.to_dict("records")]
-    table_6["distance"] = table_6["distance"].map("{:+.2f}".format, na_action="ignore")
+    table_6["distance"] = table_6["distance"].map(signed)
     runs = "Nothing has been run yet."
     if records:
         runs = f"{markdown(runs_table(card, records), 99)}\n\nHours are the sum over all runs, several of which may "

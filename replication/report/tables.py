@@ -88,6 +88,11 @@ def errors(records, nets=(), published=TABLE_6, others=()):
     return tabulated(rows, "parameters", ERRORS, theirs, published, paper=published.title)
 
 
+def distance(table):
+    """By how many points the test errors of a table of ``errors`` are above the paper's, under its conditions alone."""
+    return (table["test_error"] - table["paper_error"]).where(table["comparable"])
+
+
 def tested(records, evaluations, published):
     """Tables 2 to 5: top-1 and top-5 errors in percent by the table's own protocol, beside the paper's.
 
@@ -202,9 +207,8 @@ def readable(table, published=TABLE_6):
             shown[f"paper: {words} %"] = table[f"paper_{error}"].map(number)
     if "paper_error" in table:
         shown[published.title] = table["paper_error"].map(number)
-        apart = (table["test_error"] - table["paper_error"]).where(table["comparable"]).round(2) + 0.0  # not -0.0
-        if apart.notna().any():
-            shown["ours less the paper's, points"] = apart.map(lambda points: number(points, "+.2f"))
+        if (apart := distance(table)).notna().any():
+            shown["ours less the paper's, points"] = apart.map(signed)
     return pd.DataFrame(shown)
 
 
@@ -236,6 +240,11 @@ def number(value, digits=",.2f"):
         return value
     text = f"{value:{digits}}" if isinstance(value, float) else f"{value:,}"
     return f"{value:,.0f}" if "e+" in text else text
+
+
+def signed(points):
+    """A distance for the eye, with its sign; that of nothing is positive."""
+    return number(round(points, 2) + 0.0, "+.2f")
 
 
 def styled(table, published=TABLE_6):
