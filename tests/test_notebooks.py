@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
+import yaml
 from jupyter_client.manager import start_new_kernel
 
 from replication import finished, grid, trainers
@@ -20,7 +22,7 @@ TINY = {
     "0_quickstart": "schedule: 0.01",
     "1_architectures": "",
     "2_plain_vs_residual": "schedule: 0.01, depths: [8, 14]",
-    "3_cifar_depths": "schedule: 0.01, depths: [8, 14], precision: bfloat16",
+    "3_cifar_depths": "schedule: 0.01, depths: [8, 14]",
     "4_shortcuts": "schedule: 0.0002, depth: 8, recipe: cifar",
     "5_layer_responses": "schedule: 0.01, nets: [plain-8, resnet-8]",
     "6_imagenet": "schedule: 0.1, nets: [resnet-18], ways: [10-crop, centre crop], precision: bfloat16",
@@ -44,8 +46,8 @@ FIGURES = {
 }
 
 
-def papermill(name, output, parameters, cwd=ROOT):
-    """Run a notebook as a user does; the completed process with its text."""
+def by_command(name, output, parameters, cwd=ROOT):
+    """Run a notebook by papermill's command, as a user does; the completed process with its text."""
     notebook = os.path.relpath(ROOT / "notebooks" / f"{name}.ipynb", cwd)
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", notebook, str(output), "-y", f"{{{parameters}}}"]
     quick = os.environ | {"TORCH_COMPILE_DISABLE": "1"}  # no run here is long enough, but those that 8_speed plans are
@@ -56,20 +58,29 @@ def outputs(path):
     return [output for cell in nbformat.read(path, 4).cells if cell.cell_type == "code" for output in cell.outputs]
 
 
-ONCE = [pytest.param(name, marks=pytest.mark.long) if name == "4_shortcuts" else name for name in TINY]  # it runs below
+TOGETHER = ["2_plain_vs_residual", "3_cifar_depths", "5_layer_responses"]  # what the first trains, the others load
+ALONE = [[name] for name in TINY if name not in TOGETHER and name != "4_shortcuts"]  # which runs below
+LONG = [pytest.param([name], marks=pytest.mark.long) for name in ("4_shortcuts", *TOGETHER[1:])]
 
 
-@pytest.mark.parametrize("name", ONCE)
-def test_notebooks_run_by_papermill_and_leave_tables_and_figures(name, tmp_path):
-    parameters = ", ".join(filter(None, [TINY[name], f"results: {tmp_path / 'results'}"]))
-    if name in ("6_imagenet", "9_detection"):  # draws its pictures
-        parameters += f", data: {tmp_path / 'data'}"
-    done = papermill(name, tmp_path / "notebook.ipynb", parameters)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "results" / name
+@pytest.mark.parametrize("names", [TOGETHER, *ALONE, *LONG], ids=" ".join)
+def test_notebooks_run_by_papermill_and_leave_tables_and_figures(names, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")  # no run here is long enough, but those that 8_speed plans are
+    for name in names:
+        parameters = yaml.safe_load(f"{{{TINY[name]}}}") | {"results": str(tmp_path / "results")}
+        if name in ("6_imagenet", "9_detection"):  # draws its pictures
+            parameters |= {"data": str(tmp_path / "data")}
+        notebook, output = ROOT / "notebooks" / f"{name}.ipynb", tmp_path / f"{name}.ipynb"
+        papermill.execute_notebook(notebook, output, parameters, cwd=ROOT, progress_bar=False)
+        assert_complete(name, output, tmp_path / "results")
+
+
+def assert_complete(name, notebook, results):
+    """All tables and figures are there, and shown in the executed notebook."""
+    folder = results / name
     expected = {"table.csv", "table.md"} | {f"{figure}.{end}" for figure in FIGURES[name] for end in ("png", "svg")}
     assert expected <= {path.name for path in folder.iterdir()}
-    shown = outputs(tmp_path / "notebook.ipynb")
+    shown = outputs(notebook)
     assert not [output for output in shown if output.get("name") == "stderr"]
     pictures = sum("image/png" in output.get("data", {}) for output in shown)
     # A figure in place of the sliders, or the images before the training, which 6_imagenet has yet to draw.
@@ -105,11 +116,11 @@ def test_a_notebook_runs_in_its_own_folder_and_a_second_time_from_its_records(tm
     """As JupyterLab starts it. Relative paths are the root's: nothing appears beside the notebook."""
     relative = os.path.relpath(tmp_path / "results", ROOT)
     parameters = f"{TINY['4_shortcuts']}, results: {relative}"
-    first = papermill("4_shortcuts", tmp_path / "first.ipynb", parameters, cwd=ROOT / "notebooks")
+    first = by_command("4_shortcuts", tmp_path / "first.ipynb", parameters, cwd=ROOT / "notebooks")
     assert first.returncode == 0, first.stderr
     files = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
     assert len(list((tmp_path / "results" / "runs").iterdir())) == 4
-    second = papermill("4_shortcuts", tmp_path / "second.ipynb", parameters)
+    second = by_command("4_shortcuts", tmp_path / "second.ipynb", parameters)
     assert second.returncode == 0, second.stderr
     said = [output.get("text", "") for output in outputs(tmp_path / "second.ipynb")]
     assert "4 runs loaded. Nothing had to be trained; fresh=True trains again.\n" in said
@@ -125,7 +136,7 @@ def test_a_notebook_runs_in_its_own_folder_and_a_second_time_from_its_records(tm
     ],
 )
 def test_bad_parameters_fail_before_anything_is_written(name, parameters, message, number, tmp_path):
-    done = papermill(name, tmp_path / "notebook.ipynb", f"{parameters}, results: {tmp_path / 'results'}")
+    done = by_command(name, tmp_path / "notebook.ipynb", f"{parameters}, results: {tmp_path / 'results'}")
     assert done.returncode != 0
     assert message in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["notebook.ipynb"]
@@ -289,7 +300,7 @@ def test_runs_go_on_from_an_interrupted_notebook_to_a_killed_one_to_another(tmp_
     assert all(done is None for done in (finished(run, results) for run in runs))
 
     # And to the end by papermill in the first one.
-    done = papermill("5_layer_responses", tmp_path / "done.ipynb", f"nets: [resnet-14, plain-14], {options}")
+    done = by_command("5_layer_responses", tmp_path / "done.ipynb", f"nets: [resnet-14, plain-14], {options}")
     assert done.returncode == 0, done.stderr
     for run in runs:
         trainers.train(run, tmp_path / "undisturbed")

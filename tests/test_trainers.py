@@ -274,12 +274,15 @@ def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(tmp_path, mo
 )
 def test_a_warm_up_is_recorded_in_whole_epochs(holdout, epoch, tmp_path):
     """Rows of single batches would end it far too early: one of the first often has an error below 80 % by chance."""
-    record = trainers.train(Run("resnet-110", schedule=0.055, holdout=holdout), tmp_path)  # 60 iterations
+    slow = replace(recipes.RECIPES["digits"], warmup=recipes.Warmup(lr=0.003, until=80, depth=8))
+    record = trainers.train(Run("resnet-8", recipe=slow, schedule=0.055, holdout=holdout), tmp_path)  # 60 iterations
     history = record.history
-    warm = history[history["lr"].cummax() < 0.05]
+    warm = history[history["lr"].cummax() < 0.01]
     assert warm["iteration"].iloc[0] == epoch
     assert (warm["iteration"] % epoch == 0).all()
     assert (warm["train_error"].iloc[:-1] >= 80).all()
+    assert warm["train_error"].iloc[-1] < 80
+    assert 2 <= len(warm) < len(history)
     assert history["iteration"].iloc[-1] == 60
     assert history["test_error"].notna().iloc[-1]
     assert_rates_follow_from_the_rows_before(record)
