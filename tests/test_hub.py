@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from replication import Run, __main__, data, finished, hub, load_net, models, run_all
+from replication import Run, __main__, data, finished, hub, load_net, models, trainers
 from replication.engine.machine import autocast
 from replication.runs import records
 
@@ -225,7 +225,7 @@ def test_without_the_repository_there_are_no_nets(trained):
 
 
 def test_a_trained_run_is_published_and_loaded_without_its_images(pets, tmp_path, elsewhere):
-    (record,) = run_all([Run("resnet-8", "pets", schedule=0.0002, holdout=5, seed=3)], tmp_path / "own", pets)
+    record = trainers.train(Run("resnet-8", "pets", schedule=0.0002, holdout=5, seed=3), tmp_path / "own", pets)
     published, loaded = hub.publish(record, pets), data.load("pets", pets)
     pixels, expected = loaded.test.pixels, loaded.hold_out(5).train.pixels.mean(0)
     assert contents(record.folder).keys() - contents(published.folder).keys() == {"weights.pt"}

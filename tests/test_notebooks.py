@@ -63,8 +63,18 @@ ALONE = [[name] for name in TINY if name not in TOGETHER and name != "4_shortcut
 LONG = [pytest.param([name], marks=pytest.mark.long) for name in ("4_shortcuts", *TOGETHER[1:])]
 
 
+@pytest.fixture
+def one_core():
+    """A notebook starts a worker for each core, and that costs more than what these tests train."""
+    before = os.sched_getaffinity(0)
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    os.sched_setaffinity(0, {sorted(before)[worker % len(before)]})
+    yield
+    os.sched_setaffinity(0, before)
+
+
 @pytest.mark.parametrize("names", [TOGETHER, *ALONE, *LONG], ids=" ".join)
-def test_notebooks_run_by_papermill_and_leave_tables_and_figures(names, tmp_path, monkeypatch):
+def test_notebooks_run_by_papermill_and_leave_tables_and_figures(names, tmp_path, monkeypatch, one_core):
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")  # no run here is long enough, but those that 8_speed plans are
     for name in names:
         parameters = yaml.safe_load(f"{{{TINY[name]}}}") | {"results": str(tmp_path / "results")}
@@ -112,7 +122,7 @@ def test_one_command_makes_tables_and_readme_again_from_the_committed_records_al
     assert [str(path) for path, content in before.items() if path.read_bytes() != content] == []
 
 
-def test_a_notebook_runs_in_its_own_folder_and_a_second_time_from_its_records(tmp_path):
+def test_a_notebook_runs_in_its_own_folder_and_a_second_time_from_its_records(tmp_path, one_core):
     """As JupyterLab starts it. Relative paths are the root's: nothing appears beside the notebook."""
     relative = os.path.relpath(tmp_path / "results", ROOT)
     parameters = f"{TINY['4_shortcuts']}, results: {relative}"

@@ -87,7 +87,7 @@ def test_bn_batch_divides_the_batch(bn_batch):
 
 def test_two_processes_give_the_weights_of_one(tmp_path):
     run = Run("resnet-8", schedule=4 / 1100, bn_batch=32, holdout=100)
-    (alone,) = run_all([run], tmp_path / "alone")
+    alone = trainers.train(run, tmp_path / "alone")
     (shared,) = run_all([run], tmp_path / "shared", processes=2)
     assert (alone.environment["processes"], shared.environment["processes"]) == (1, 2)
     assert len(rows(alone)) == len(rows(shared)) == 4
@@ -235,19 +235,22 @@ main()
 """
 
 
-def test_the_command_line_trains_a_run(tmp_path):
+def test_the_command_line_trains_a_run(tmp_path, monkeypatch, capsys):
     command = [sys.executable, "-W", "error", "-m", "replication", "resnet-8", "--results", str(tmp_path)]
     done = subprocess.run([*command, "--schedule", "0.01"], capture_output=True, text=True, check=True)
     assert "resnet-8__digits__schedule-0.01__seed-0: test error" in done.stdout
     assert "resnet-8__digits__schedule-0.01__seed-0: 11 iterations, checkpoints and record in" in done.stdout
     assert done.stderr == "resnet-8: 0 of 11 iterations, 00:00 gone, ? left\n"
     assert finished(Run("resnet-8", schedule=0.01), tmp_path).summary["iterations"] == 11
-    cold = [*command[:5], "resnet-110", "--no-warmup", "--schedule", "0.001", "--results", str(tmp_path)]
-    subprocess.run(cold, capture_output=True, check=True)
+    cold = ["replication", "resnet-110", "--no-warmup", "--schedule", "0.001", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", cold)
+    main()
     assert finished(Run("resnet-110", schedule=0.001, warmup=False), tmp_path).history["lr"][0] == pytest.approx(0.1)
-    refused = subprocess.run([*command, "--bn-batch", "100"], capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert "bn_batch 100: choose a divisor of the batch of 128" in refused.stderr
+    monkeypatch.setattr(sys, "argv", ["replication", "resnet-8", "--bn-batch", "100"])
+    with pytest.raises(SystemExit) as refused:
+        main()
+    assert refused.value.code == 2
+    assert "bn_batch 100: choose a divisor of the batch of 128" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_batch_norm_is_torchs_own_in_tests_and_where_it_is_not_compiled():
 
 
 @needs_compiler
-@pytest.mark.parametrize(("net", "precision"), [("resnet-8", "float32"), ("plain-8", "bfloat16")])
+@pytest.mark.parametrize(("net", "precision"), [("resnet-8", "bfloat16"), ("plain-8", "float32")])
 def test_a_compiled_step_is_a_step(net, precision):
     """The same batches, in groups of batch norm, from the same weights: moved to the same place but for rounding."""
     recipe = replace(recipes.RECIPES["digits"], bn_batch=64)
@@ -72,16 +72,18 @@ def test_a_compiled_step_is_a_step(net, precision):
     images, labels = torch.randn(2, 128, 3, 8, 8), torch.randint(0, 10, (2, 128))
     initial, found = Run(net).name.build(10).state_dict(), {}
     for compile in (False, True):
-        step = steps.Step(Run(net).name.build(10), recipe, precision)
-        step.net.load_state_dict(initial)
-        step.begin((8, 8), compile)
-        assert isinstance(step.forward, torch._dynamo.OptimizedModule) == compile
-        for number in range(2):
-            step(images[number].to(memory_format=torch.channels_last), labels[number], 0.01)
+        with environment.reproducible(Run(net), (8, 8)):
+            step = steps.Step(Run(net).name.build(10), recipe, precision)
+            step.net.load_state_dict(initial)
+            step.begin((8, 8), compile)
+            assert isinstance(step.forward, torch._dynamo.OptimizedModule) == compile
+            for number in range(2):
+                step(images[number].to(memory_format=torch.channels_last), labels[number], 0.01)
         names = [name for name in initial if not name.endswith("num_batches_tracked")]
         found[compile] = step.totals, torch.cat([(step.net.state_dict()[n] - initial[n]).flatten() for n in names])
     (totals, moved), (compiled_totals, compiled_moved) = found[False], found[True]
-    tolerance = {"float32": 1e-4, "bfloat16": 5e-2}[precision]  # bfloat16 rounds to 0.4 %
+    # A value at zero passes ReLU or not, as it is rounded: one of them moves 1e-4 of all. bfloat16 rounds to 0.4 %.
+    tolerance = {"float32": 1e-3, "bfloat16": 5e-2}[precision]
     assert compiled_totals[0] == pytest.approx(totals[0].item(), rel=tolerance / 10)
     assert moved.norm() > 0
     assert (compiled_moved - moved).norm() < tolerance * moved.norm()
@@ -89,7 +91,7 @@ def test_a_compiled_step_is_a_step(net, precision):
 
 @needs_compiler
 def test_a_compiled_run_that_is_interrupted_goes_on_to_the_same_result(tmp_path, monkeypatch):
-    run = Run("resnet-8", schedule=SCHEDULE, precision="bfloat16")
+    run = Run("resnet-8", schedule=SCHEDULE, precision="bfloat16", bn_batch=64)  # as above: compiled once
     monkeypatch.setattr(environment, "COMPILED_FROM", 0)
     undisturbed = trainers.train(run, tmp_path / "undisturbed")
     assert undisturbed.environment["compiled"]
@@ -118,7 +120,7 @@ def test_more_nets_are_compiled_than_torch_keeps_variants_of(tmp_path, monkeypat
     """Without a word, torch would train the ninth as it is."""
     monkeypatch.setattr(environment, "COMPILED_FROM", 0)
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    runs = [Run("plain-8", schedule=0.002), Run("resnet-8", schedule=0.002)]
+    runs = [Run(net, schedule=0.002, bn_batch=64) for net in ("plain-8", "resnet-8")]
     frames = torch._dynamo.utils.counters["frames"]
     frames.clear()
     run_all(runs, tmp_path, executor=Here())
