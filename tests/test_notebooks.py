@@ -21,10 +21,10 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 TINY = {
     "0_quickstart": "schedule: 0.01",
     "1_architectures": "",
-    "2_plain_vs_residual": "schedule: 0.01, depths: [8, 14]",
-    "3_cifar_depths": "schedule: 0.01, depths: [8, 14]",
+    "2_plain_vs_residual": "schedule: 0.01, depths: [8, 14], precision: bfloat16",
+    "3_cifar_depths": "schedule: 0.01, depths: [8, 14], precision: bfloat16",
     "4_shortcuts": "schedule: 0.0002, depth: 8, recipe: cifar",
-    "5_layer_responses": "schedule: 0.01, nets: [plain-8, resnet-8]",
+    "5_layer_responses": "schedule: 0.01, nets: [plain-8, resnet-8], precision: bfloat16",
     "6_imagenet": "schedule: 0.1, nets: [resnet-18], ways: [10-crop, centre crop], precision: bfloat16",
     "7_scorecard": "",
     "8_speed": "nets: [resnet-8], rounds: 1, iterations: 1, notebooks: [], seeds: [0], schedule: 0.01",
@@ -46,12 +46,17 @@ FIGURES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def uncompiled(monkeypatch):
+    """No run here is long enough, but those that 8_speed plans are."""
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+
+
 def by_command(name, output, parameters, cwd=ROOT):
     """Run a notebook by papermill's command, as a user does; the completed process with its text."""
     notebook = os.path.relpath(ROOT / "notebooks" / f"{name}.ipynb", cwd)
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", notebook, str(output), "-y", f"{{{parameters}}}"]
-    quick = os.environ | {"TORCH_COMPILE_DISABLE": "1"}  # no run here is long enough, but those that 8_speed plans are
-    return subprocess.run(command, cwd=cwd, env=quick, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
 
 def outputs(path):
@@ -74,8 +79,7 @@ def one_core():
 
 
 @pytest.mark.parametrize("names", [TOGETHER, *ALONE, *LONG], ids=" ".join)
-def test_notebooks_run_by_papermill_and_leave_tables_and_figures(names, tmp_path, monkeypatch, one_core):
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")  # no run here is long enough, but those that 8_speed plans are
+def test_notebooks_run_by_papermill_and_leave_tables_and_figures(names, tmp_path, one_core):
     for name in names:
         parameters = yaml.safe_load(f"{{{TINY[name]}}}") | {"results": str(tmp_path / "results")}
         if name in ("6_imagenet", "9_detection"):  # draws its pictures

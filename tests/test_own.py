@@ -454,7 +454,7 @@ def test_a_recipe_is_a_run_of_its_own_with_all_its_fields(results):
     others = [{"lr": 0.5}, {"batch": 32}, {"milestones": ()}, {"plateau": None}, {"warmup": None}, {"bn_batch": 32}]
     others += [{"iterations": 999}, {"momentum": 0}, {"weight_decay": 0}, {"plateau": Plateau("train_error", 11)}]
     assert len({Run("resnet-8", recipe=replace(mine, **each)).id for each in others}) == len(others)
-    record = trainers.train(run, results)
+    (record,) = run_all([run], results)
     assert all_finished(results)[0].run == run
     assert record.history["lr"].tolist() == [0.01 / 10]  # one row, after the end: warming up, behind the milestone
     assert record.conditions["recipe"] == mine.name

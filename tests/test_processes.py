@@ -246,7 +246,7 @@ def test_the_command_line_trains_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", cold)
     main()
     assert finished(Run("resnet-110", schedule=0.001, warmup=False), tmp_path).history["lr"][0] == pytest.approx(0.1)
-    monkeypatch.setattr(sys, "argv", ["replication", "resnet-8", "--bn-batch", "100"])
+    monkeypatch.setattr(sys, "argv", [*command[4:], "--bn-batch", "100"])
     with pytest.raises(SystemExit) as refused:
         main()
     assert refused.value.code == 2

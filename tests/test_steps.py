@@ -64,7 +64,7 @@ def test_batch_norm_is_torchs_own_in_tests_and_where_it_is_not_compiled():
 
 
 @needs_compiler
-@pytest.mark.parametrize(("net", "precision"), [("resnet-8", "bfloat16"), ("plain-8", "float32")])
+@pytest.mark.parametrize(("net", "precision"), [("resnet-8", "float32"), ("plain-8", "bfloat16")])
 def test_a_compiled_step_is_a_step(net, precision):
     """The same batches, in groups of batch norm, from the same weights: moved to the same place but for rounding."""
     recipe = replace(recipes.RECIPES["digits"], bn_batch=64)
@@ -82,8 +82,7 @@ def test_a_compiled_step_is_a_step(net, precision):
         names = [name for name in initial if not name.endswith("num_batches_tracked")]
         found[compile] = step.totals, torch.cat([(step.net.state_dict()[n] - initial[n]).flatten() for n in names])
     (totals, moved), (compiled_totals, compiled_moved) = found[False], found[True]
-    # A value at zero passes ReLU or not, as it is rounded: one of them moves 1e-4 of all. bfloat16 rounds to 0.4 %.
-    tolerance = {"float32": 1e-3, "bfloat16": 5e-2}[precision]
+    tolerance = {"float32": 1e-4, "bfloat16": 5e-2}[precision]  # bfloat16 rounds to 0.4 %
     assert compiled_totals[0] == pytest.approx(totals[0].item(), rel=tolerance / 10)
     assert moved.norm() > 0
     assert (compiled_moved - moved).norm() < tolerance * moved.norm()
@@ -91,7 +90,7 @@ def test_a_compiled_step_is_a_step(net, precision):
 
 @needs_compiler
 def test_a_compiled_run_that_is_interrupted_goes_on_to_the_same_result(tmp_path, monkeypatch):
-    run = Run("resnet-8", schedule=SCHEDULE, precision="bfloat16", bn_batch=64)  # as above: compiled once
+    run = Run("resnet-8", schedule=SCHEDULE, precision="bfloat16")
     monkeypatch.setattr(environment, "COMPILED_FROM", 0)
     undisturbed = trainers.train(run, tmp_path / "undisturbed")
     assert undisturbed.environment["compiled"]
