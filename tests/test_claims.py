@@ -295,7 +295,7 @@ def test_what_is_found_says_how_much_it_counts(make_all):
     found, weights = lines[1:7], " ".join(lines[7:])
     assert [line.strip().partition(": The ")[0] for line in found] == roles
     outcomes = [line.rpartition(": ")[2] for line in found]
-    assert outcomes == ["holds.", "holds.", "unclear.", "holds.", "fails.", "holds."]
+    assert outcomes == ["holds.", "holds.", "unclear.", "holds.", "clearly violated.", "not clearly violated."]
     assert "Unclear: the runs are too few or differ too much to tell" in weights
     assert weights in comparisons.RULES
 

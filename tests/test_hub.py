@@ -68,7 +68,8 @@ def test_published_nets_find_the_predictions_of_their_records(published, path):
     other = np.mean(np.array(found) != np.array(net.classes)[expected["predicted"]])
     assert other <= (0.001 if run.precision == "float32" else 0.01)  # processors round differently
     wrong = np.mean(np.array(found) != np.array(net.classes)[test.labels])
-    assert 100 * wrong == pytest.approx(net.record.summary["test_error"], abs=100 * other)
+    rounding = 1e-9  # 100 * 0.0773 is not 7.73
+    assert 100 * wrong == pytest.approx(net.record.summary["test_error"], abs=100 * other + rounding)
 
 
 def test_there_are_published_nets():

@@ -215,7 +215,7 @@ def _sentences(findings):
     """What was found, a sentence for each comparison with its role, and one for all nets that were not run."""
     missing = [each for each in findings if each.outcome == "missing"]
     absent = dict.fromkeys(net for each in missing for net in each.nets)
-    texts = [(each.role, f"{each.text}: {each.outcome}") for each in findings if each.outcome != "missing"]
+    texts = [(each.role, each.sentence) for each in findings if each.outcome != "missing"]
     texts += [(each.role, each.text) for each in missing if each.text]
     texts = [f"{ROLES[role]}: {text[0].upper()}{text[1:]}" for role, text in dict.fromkeys(texts)]
     texts += [f"Not run: {', '.join(absent)}"] if absent else []

@@ -86,6 +86,14 @@ class Finding(NamedTuple):
     role: str = "required"
     short: str = ""
 
+    @property
+    def sentence(self):
+        """The text with its outcome; what need not hold, but counts if clearly violated, is not said to hold."""
+        outcome = self.outcome
+        if self.role == NOT_HIGHER:
+            outcome = {"holds": "not clearly violated", "fails": "clearly violated"}.get(outcome, outcome)
+        return f"{self.text}: {outcome}"
+
 
 class Condition:
     """The records of runs under the same conditions, by net; ``evaluations`` as of ``evaluate.evaluations``.
@@ -219,7 +227,7 @@ ROLES = {"required": "Required", "supporting": "Supporting", NOT_HIGHER: "Counts
 WEIGHTS = (
     "Required comparisons decide: where none of them holds or fails, a claim is inconclusive. It is at most partly "
     "reproduced, or mixed, where runs are single, a net is missing, a supporting comparison does not hold, or one that "
-    "counts only if clearly violated fails. Unclear: the runs are too few or differ too much to tell, or one diverged."
+    "counts only if clearly violated is. Unclear: the runs are too few or differ too much to tell, or one diverged."
 )
 RULES = (
     "Reproduced: all required and supporting comparisons of a criterion hold, each over at least two runs per net. "
