@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from replication import data as datasets
 from replication.engine import checkpoint, files, machine, steps
+from replication.engine.checks import whole
 from replication.engine.distributed import Ranks, launch, members
 from replication.engine.progress import progress_bar
 from replication.pretrained import check_detectors, load_detector
@@ -112,41 +113,44 @@ def _interruptible(ranks):
         signal.signal(signal.SIGINT, previous)
 
 
-def train(run, results="results", data="data", processes=1, progress=False):
+def train(run, results="results", data="data", processes=1, progress=False, threads=None):
     """Train a run, resuming from its last checkpoint, and return its ``Record``; that of a finished run at once.
 
     Trains on the CUDA device if there is one, else on the CPU. ``processes`` of this machine share every batch, each on
     a device of its own; if one dies, all start again from the checkpoint. Under torchrun the calling process is one of
     the ranks, and all machines must see the same ``results``. If another process trains this run, wait for its record.
     ``progress``: show bars while data is prepared and while the run is trained; of several ranks the first does.
+    ``threads``: of each process, which decide the last digits; left out, as many as suit the run and the machine.
 
     Training stops when the loss is no longer finite, and the record says so. An interrupt in a single process leaves a
     checkpoint before KeyboardInterrupt is raised; a second one does not wait for it. The last two checkpoints are kept;
     a damaged one is skipped, and the record says so.
 
     Raises TypeError or ValueError for impossible folders, for a data set that cannot be loaded or that a checkpoint was
-    not made from, for a record that is damaged, for a record or checkpoint of other code, and for a number of processes
-    that does not divide the batch; OSError when something cannot be written; RuntimeError when processes die again and
-    again.
+    not made from, for a record that is damaged, for a record or checkpoint of other code, for a number of processes
+    that does not divide the batch, and for more threads than cores; OSError when something cannot be written;
+    RuntimeError when processes die again and again.
     """
     check_processes(run, processes)
     check_devices(processes)
+    if threads is not None:
+        threads = whole("threads", threads, least=1, most=machine.cores())
     results, data = files.folder("results", results), files.folder("data", data)
     finished = records.finished(run, results)
     if finished is not None:
         check_images([finished], data)
     if dist.is_torchelastic_launched():  # not all processes may see a finished record yet: the first rank decides
-        _train_as_rank(run, results, data, progress)
+        _train_as_rank(run, results, data, progress, threads)
     elif finished is None:
         dataset = _load(run, data, progress)
         if processes > 1:
             # An unusable checkpoint is an error here already: the processes would be started again in vain.
             checkpoint.load(run.folder(results), records.origin(run, dataset.fingerprint))
-            launch(_train_as_rank, (run, results, data, progress), processes, run.id)
+            launch(_train_as_rank, (run, results, data, progress, threads), processes, run.id)
         else:
             with records.locked(run, results):
                 if records.finished(run, results) is None:
-                    _train(run, results, dataset, Ranks(), progress)
+                    _train(run, results, dataset, Ranks(), progress, threads)
     return records.finished(run, results)
 
 
@@ -176,7 +180,7 @@ def _load(run, data, progress=False):
     return dataset
 
 
-def _train_as_rank(run, results, data, progress):
+def _train_as_rank(run, results, data, progress, threads):
     """Train as one of several processes; the first rank decides for all."""
     with members() as ranks:
         lock, waiting = None, False
@@ -191,13 +195,13 @@ def _train_as_rank(run, results, data, progress):
                 time.sleep(LOCK_SECONDS)
             finished = records.finished(run, results) if ranks.rank == 0 else None
             if not ranks.gather(finished is not None)[0]:
-                _train(run, results, _load(run, data, progress), ranks, progress)
+                _train(run, results, _load(run, data, progress), ranks, progress, threads)
         finally:
             if lock is not None:
                 lock.release()
 
 
-def _train(run, results, dataset, ranks, progress=False):
+def _train(run, results, dataset, ranks, progress, threads):
     folder, first = run.folder(results), ranks.rank == 0
     if progress and first:  # before the net is compiled, which takes minutes
         warn_of_precision([run])
@@ -206,6 +210,6 @@ def _train(run, results, dataset, ranks, progress=False):
     folder.mkdir(parents=True, exist_ok=True)
     if first:
         files.remove_parts(folder)
-    with reproducible(run, dataset.size, ranks.local_world_size), torch.random.fork_rng(devices=[]):
+    with reproducible(run, dataset.size, ranks.local_world_size, threads), torch.random.fork_rng(devices=[]):
         check_processes(run, ranks.world_size)
         fit(run, dataset, folder, ranks, progress and first)

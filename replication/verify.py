@@ -10,6 +10,7 @@ import pandas as pd
 
 from replication import data as datasets
 from replication import trainers
+from replication.engine import machine
 from replication.engine.progress import progress_bar
 from replication.engine.workers import Workers
 from replication.runs.records import Record
@@ -50,7 +51,8 @@ class Verification:
 def verify(record, data="data", rows=1):
     """Train the first iterations of a record's run again, up to a row of its history: a ``Verification``.
 
-    Nothing of it is kept. Where processor, torch and threads are those of the record, it must be equal to the last bit.
+    Nothing of it is kept. It takes as many threads as the record's run, where there are cores enough. Where processor,
+    torch and threads are those of the record, it must be equal to the last bit.
     Raises ValueError for images other than the record's, and where there are not so many rows.
     """
     run, history = record.run, record.history
@@ -62,7 +64,9 @@ def verify(record, data="data", rows=1):
     with tempfile.TemporaryDirectory() as folder:
         there = run.folder(folder)
         with contextlib.suppress(KeyboardInterrupt), Workers(1) as pool:
-            _train_until(record, rows, pool.submit(trainers.train, run, folder, data), there / "history.csv")
+            threads = min(record.begun.get("threads", 1), machine.cores())
+            training = pool.submit(trainers.train, run, folder, data, threads=threads)
+            _train_until(record, rows, training, there / "history.csv")
             raise KeyboardInterrupt  # has the worker end; it leaves a checkpoint, which goes with the folder
         again = Record(run, there, record.fingerprint, {})
         alike = all(again.environment.get(name) == record.begun.get(name) for name in ALIKE)

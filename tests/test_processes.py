@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from replication import Run, data, finished, models, recipes, run_all, trainers
 from replication.__main__ import main
-from replication.engine import files
+from replication.engine import files, machine
 from replication.engine.workers import says_all
 from replication.runs import divisors
 
@@ -169,7 +169,7 @@ def free_port():
         return free.getsockname()[1]
 
 
-def test_a_number_of_processes_that_cannot_share_a_batch_is_refused(tmp_path):
+def test_a_number_of_processes_or_threads_that_cannot_be_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"processes 2: .*batches of 1 x 128 images, choose 1, or a bn_batch below 128"
     ):
@@ -180,6 +180,9 @@ def test_a_number_of_processes_that_cannot_share_a_batch_is_refused(tmp_path):
         trainers.train(Run("resnet-8"), tmp_path, processes=0)
     with pytest.raises(TypeError, match=r"processes 2\.0"):
         run_all([Run("resnet-8", bn_batch=32)], tmp_path, processes=2.0)
+    for threads in (0, machine.cores() + 1):
+        with pytest.raises(ValueError, match=rf"threads {threads}: choose a whole number from 1 to {machine.cores()}$"):
+            trainers.train(Run("resnet-8"), tmp_path, threads=threads)
     assert not list(tmp_path.iterdir())
 
 

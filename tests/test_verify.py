@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from replication import Run, data, measure, trainers, verify
+from replication.engine import machine
 from replication.runs import records
 
 RUN = Run("resnet-8", schedule=0.05)  # 55 iterations on digits
@@ -36,6 +37,15 @@ def test_a_record_is_confirmed_to_the_last_bit_where_it_was_made(trained):
     assert str(found).startswith(f"{RUN.id} is confirmed to the last bit: ")
     last = trained.history["iteration"][2]
     assert str(found).endswith(f"3 of {len(trained.history)} rows of the history ({last} iterations).")
+
+
+@pytest.mark.skipif(machine.cores() < 2, reason="threads need cores")
+def test_a_record_is_made_again_with_its_number_of_threads(trained, tmp_path):
+    record = trainers.train(RUN, tmp_path, threads=2)
+    assert record.environment["threads"] == 2 > trained.environment["threads"]
+    found = verify.verify(record)
+    assert found.alike
+    assert found.differences == ()
 
 
 def test_an_altered_record_is_told_by_row_and_column(trained, tmp_path, monkeypatch):
