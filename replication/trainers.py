@@ -120,7 +120,8 @@ def train(run, results="results", data="data", processes=1, progress=False, thre
     a device of its own; if one dies, all start again from the checkpoint. Under torchrun the calling process is one of
     the ranks, and all machines must see the same ``results``. If another process trains this run, wait for its record.
     ``progress``: show bars while data is prepared and while the run is trained; of several ranks the first does.
-    ``threads``: of each process, which decide the last digits; left out, as many as suit the run and the machine.
+    ``threads``: of each process, which decide the last digits; left out, as many as suit the run and the machine. On a
+    CPU a run goes on with those of its checkpoint.
 
     Training stops when the loss is no longer finite, and the record says so. An interrupt in a single process leaves a
     checkpoint before KeyboardInterrupt is raised; a second one does not wait for it. The last two checkpoints are kept;
