@@ -18,9 +18,10 @@ notebook() {
 on_photographs() {
   notebook 2_plain_vs_residual "{dataset: cifar10, precision: bfloat16, depths: [20, 32, 44, 56], seeds: [0]}"
   notebook 2_plain_vs_residual "{dataset: cifar10, recipe: note, schedule: 0.005333, precision: bfloat16, depths: [20, 56], seeds: [0, 1]}" 2_plain_vs_residual/note
-  notebook 3_cifar_depths "{dataset: cifar10, precision: bfloat16, depths: [20, 32, 44, 56], seeds: [0]}"
+  notebook 3_cifar_depths "{dataset: cifar10, precision: bfloat16, depths: [20, 32, 44, 56, 110], seeds: [0]}"
   notebook 4_shortcuts "{dataset: cifar10, precision: bfloat16, depth: 20, seeds: [0]}"
-  notebook 5_layer_responses "{dataset: cifar10, precision: bfloat16, nets: [plain-20, plain-56, resnet-20, resnet-56], seeds: [0, 1]}"
+  notebook 5_layer_responses "{dataset: cifar10, precision: bfloat16, nets: [plain-20, plain-56, resnet-20, resnet-56, resnet-110], seeds: [0]}"
+  notebook 5_layer_responses "{dataset: cifar10, precision: bfloat16, nets: [plain-20, plain-56, resnet-20, resnet-56], seeds: [0, 1]}" 5_layer_responses/two_runs
 }
 
 on_digits() {
